@@ -56,7 +56,7 @@ class Ball:
         object.__setattr__(self, "norm", checked_norm(self.norm))
 
     def _key(self):
-        entries = tuple(self.center.cpu().flatten().tolist())
+        entries = tuple(self.center.flatten().tolist())
         return tuple(self.center.shape), entries, self.radius, self.norm
 
     def __eq__(self, other):
@@ -145,7 +145,10 @@ def outward(value: float, kind: str, digits: int = 4) -> str:
 
 
 def as_float64(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """A detached float64 reading of a real floating tensor, exact; on the CPU where its device has no float64.
+    """A detached float64 reading of a real floating tensor, exact and on the CPU.
+
+    Certificates are made on the CPU: the triangular solvers of a GPU may multiply by inverted blocks, and
+    the error bounds that the proofs rest on do not cover that.
 
     Raises:
         TypeError: not a tensor, or not of a real floating dtype.
@@ -157,8 +160,7 @@ def as_float64(tensor: torch.Tensor, name: str) -> torch.Tensor:
         raise TypeError(f"{name} must have a real floating dtype, got {tensor.dtype}: use .to(torch.float64).")
     if tensor.numel() == 0:
         raise ValueError(f"{name} is empty, of shape {tuple(tensor.shape)}: it needs at least one entry.")
-    tensor = tensor.detach()
-    tensor = (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
+    tensor = tensor.detach().cpu().to(torch.float64)
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} has an entry that is NaN or infinite: a bound needs finite numbers.")
     return tensor

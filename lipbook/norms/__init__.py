@@ -1,0 +1,1 @@
+"""Norms of one linear map. Nothing here knows of a model."""

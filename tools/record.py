@@ -1,7 +1,7 @@
 """Run an experiment or a benchmark and keep every raw value in the JSON beside the script.
 
 A script defines SETTINGS (a list of dicts), SEEDS (a list of ints) and `run(setting, seed) -> dict` of raw
-values; SMOKE is the list of settings small enough for a test, and an optional `machine()` names the device. The record says what
+values; SMOKE is the list of settings small enough for a test. The record says what
 made it: command, versions, date, processor count, and the script's hash. A run that was cut off goes on
 where it stopped, and a changed script starts again.
 
@@ -52,7 +52,7 @@ def record(script: Path, out: Path) -> dict:
                 "python": platform.python_version(),
                 "torch": torch.__version__.split("+")[0],
                 "numpy": numpy.__version__,
-                "machine": getattr(module, "machine", _processor)(),
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
                 "seeds": module.SEEDS,
                 "values": values,
             }
@@ -68,10 +68,6 @@ def smoke(script: Path) -> list[dict]:
     torch.set_num_threads(1)
     module = load(script)
     return [module.run(setting, seed) for setting in module.SMOKE for seed in module.SEEDS[:1]]
-
-
-def _processor():
-    return f"{platform.machine()}, {os.cpu_count()} cores, one thread used"
 
 
 def main():

@@ -113,8 +113,9 @@ def _normalise_code(cell, count):
 def _merged_streams(outputs):
     merged = []
     for output in outputs:
-        if merged and output.output_type == merged[-1].output_type == "stream" and output.name == merged[-1].name:
-            merged[-1].text += output.text
+        last = merged[-1] if merged else {}
+        if output.output_type == "stream" and output.name == last.get("name"):
+            last.text += output.text
         else:
             merged.append(output)
     return merged
@@ -127,7 +128,7 @@ def _carry_alt(cell, output):
     if alt:
         image["alt"] = alt
     if not image.get("alt", "").strip():
-        raise NotebookError(f"cell {cell.id} shows a figure without alt text: use lipbook.plot.show(figure, alt).")
+        raise NotebookError(f"cell {cell.id} shows a figure without alt text: use lipbook.plot.show.")
 
 
 def _rename_widgets(notebook, stem):
@@ -143,7 +144,10 @@ def _rename_widgets(notebook, stem):
     names = {model: f"{stem}-widget-{position:04d}" for position, model in enumerate(order, start=1)}
     for view in views:
         view["model_id"] = names.get(view["model_id"], view["model_id"])
-    renamed = {names[model]: _with_references(state[model], lambda m: f"IPY_MODEL_{names[m]}") for model in order}
+    renamed = {
+        names[model]: _with_references(state[model], lambda other: f"IPY_MODEL_{names[other]}")
+        for model in order
+    }
     notebook.metadata.widgets = nbformat.from_dict(
         {WIDGET_STATE: {"state": renamed, "version_major": 2, "version_minor": 0}}
     )
@@ -265,7 +269,8 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", required=True)
     for command, nargs in (("run", "+"), ("normalise", "*")):
         commands.add_parser(command).add_argument("paths", nargs=nargs, type=Path)
-    commands.choices["normalise"].add_argument("--check", action="store_true", help="write nothing, fail instead")
+    check = "write nothing, and fail where something would change"
+    commands.choices["normalise"].add_argument("--check", action="store_true", help=check)
     options = parser.parse_args(arguments)
     failed = False
     for path in options.paths or notebooks():

@@ -1,0 +1,10 @@
+"""What the library knows of one layer, and how it is attacked.
+
+`lipschitz`, `affine`, `output_shape`, `expand` and `slopes` read a layer; `check` attacks what they say.
+"""
+
+from lipbook.contracts import activations as _activations, stock as _stock  # noqa: F401  (they register)
+from lipbook.contracts.attacks import check
+from lipbook.contracts.definitions import affine, expand, lipschitz, output_shape, slopes
+
+__all__ = ["affine", "check", "expand", "lipschitz", "output_shape", "slopes"]

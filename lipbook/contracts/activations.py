@@ -1,0 +1,56 @@
+"""The contracts of the elementwise activations: each layer's attributes, read into a `Curve`.
+
+A slope range [a, b] bounds every difference quotient, so max(|a|, |b|) is the Lipschitz constant in any norm
+that grows with each entry, 2 and infinity among them.
+"""
+
+import torch
+from torch import nn
+
+from lipbook.contracts import derivatives
+from lipbook.contracts.definitions import lipschitz, output_shape, slopes
+from lipbook.contracts.derivatives import Curve, range_on
+from lipbook.contracts.guard import attribute, finite_attribute
+from lipbook.contracts.stock import recomputed, same_shape
+
+_CURVES = {
+    nn.ReLU: lambda layer: derivatives.leaky_relu(0.0),
+    nn.LeakyReLU: lambda layer: derivatives.leaky_relu(finite_attribute(layer, "negative_slope")),
+    nn.Hardtanh: lambda layer: derivatives.hardtanh(attribute(layer, "min_val"), attribute(layer, "max_val")),
+    nn.ELU: lambda layer: derivatives.elu(finite_attribute(layer, "alpha")),
+    nn.CELU: lambda layer: derivatives.celu(finite_attribute(layer, "alpha")),
+    nn.SELU: lambda layer: derivatives.selu(),
+    nn.Softplus: lambda layer: derivatives.softplus(finite_attribute(layer, "beta")),
+    nn.GELU: lambda layer: derivatives.gelu_tanh() if layer.approximate == "tanh" else derivatives.gelu(),
+    nn.SiLU: lambda layer: derivatives.silu(),
+    nn.Mish: lambda layer: derivatives.mish(),
+    nn.Hardswish: lambda layer: derivatives.hardswish(),
+    nn.Sigmoid: lambda layer: derivatives.sigmoid(),
+    nn.Tanh: lambda layer: derivatives.tanh(),
+    nn.Softsign: lambda layer: derivatives.softsign(),
+    nn.Identity: lambda layer: derivatives.identity(),
+}
+
+
+def curve(activation: nn.Module) -> Curve:
+    """What is known of the derivative of a registered activation (or of a harmless subclass), attributes read."""
+    return next(_CURVES[kind](activation) for kind in type(activation).__mro__ if kind in _CURVES)
+
+
+def _activation_slopes(activation, lower, upper):
+    known = curve(activation)
+    if lower is None:
+        return tuple(torch.tensor(end, dtype=torch.float64) for end in known.range)
+    return range_on(known, lower, upper)
+
+
+def _activation_lipschitz(activation, norm, input_shape):
+    low, high = curve(activation).range
+    return recomputed(max(abs(low), abs(high)), activation, norm, input_shape, "slope range")
+
+
+for _kind in _CURVES:
+    slopes.register(_kind, _activation_slopes)
+    if _kind is not nn.Identity:  # an isometry, in `stock`
+        lipschitz.register(_kind, _activation_lipschitz)
+        output_shape.register(_kind, same_shape)

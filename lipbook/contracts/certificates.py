@@ -1,0 +1,96 @@
+"""The certificates of the layer contracts. Each reads the layer again, and trusts no stored value.
+
+A certificate is about a layer in a state that the guard accepts: in any other state nothing is proved.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor, nn
+
+from lipbook.bound import Bound, CertificateError, UnsupportedLayerError
+
+
+@dataclass(frozen=True)
+class MatrixCertificate:
+    """Proves that the norm of a layer's materialised weight is at most the value, by a matrix certificate."""
+
+    read: Callable[[nn.Module], Tensor]
+    certificate: Any
+    norm: float
+
+    def verify(self, bound: Bound, subject: nn.Module) -> None:
+        """Raise `CertificateError` unless the value is proved for the layer `subject`."""
+        _check_form(bound, self.norm)
+        weight = _reading(lambda: self.read(subject))
+        self.certificate.verify(dataclasses.replace(bound, region=None), weight)
+
+
+@dataclass(frozen=True)
+class RecomputedCertificate:
+    """Proves a value by computing, with outward rounding, the least value that can be proved for the layer."""
+
+    least: Callable[[nn.Module], float]
+    norm: float
+
+    def verify(self, bound: Bound, subject: nn.Module) -> None:
+        """Raise `CertificateError` unless the value is at least what the layer needs."""
+        _check_form(bound, self.norm)
+        least = _reading(lambda: self.least(subject))
+        if not bound.value >= least:
+            raise CertificateError(f"{bound.value!r} is not proved: recomputed, this layer needs {least!r}.")
+
+
+@dataclass(frozen=True)
+class ProductCertificate:
+    """Proves a product of factors: each factor on its own layer, and their product rounded up."""
+
+    factors: tuple[Bound, ...]
+    children: Callable[[nn.Module], tuple[nn.Module, ...]]
+    norm: float
+
+    def verify(self, bound: Bound, subject: nn.Module) -> None:
+        """Raise `CertificateError` unless every factor is proved and their product is at most the value."""
+        _check_form(bound, self.norm)
+        children = _reading(lambda: self.children(subject))
+        if len(children) != len(self.factors):
+            raise CertificateError(f"{len(self.factors)} factors prove nothing about {len(children)} layers.")
+        for factor, child in zip(self.factors, children):
+            _check_form(factor, self.norm)
+            factor.verify(child)
+        product = product_up([factor.value for factor in self.factors])
+        if not bound.value >= product:
+            raise CertificateError(f"{bound.value!r} is not proved: the factors multiply to {product!r}.")
+
+
+def product_up(factors: list[float]) -> float:
+    """The product of non-negative floats, exact where a float holds it, else rounded up; 0 beats infinity."""
+    if any(factor == 0 for factor in factors):
+        return 0.0
+    product = 1.0
+    for factor in factors:
+        product = _rounded_up(product, factor)
+    return product
+
+
+def _rounded_up(first, second):
+    product = first * second
+    if math.isinf(product) or Fraction(product) >= Fraction(first) * Fraction(second):
+        return product
+    return math.nextafter(product, math.inf)
+
+
+def _check_form(bound, norm):
+    if (bound.kind, bound.norm, bound.output) != ("upper", norm, None):
+        raise CertificateError(f"this certificate proves upper bounds on a whole layer in norm {norm}, not {bound!r}.")
+
+
+def _reading(read):
+    try:
+        return read()
+    except (UnsupportedLayerError, ValueError, TypeError, AttributeError) as error:
+        raise CertificateError(f"the layer is not one that this certificate speaks of: {error}") from error

@@ -1,0 +1,241 @@
+"""What the library asks of a layer: one function a contract, guarded, over a private singledispatch.
+
+Each function finds the function registered for the layer's class, lets the guard refuse what that function
+cannot speak of, and checks the form of what comes back. `NAME.register(MyLayer)` adds a layer of your own;
+attack it with `lipbook.contracts.check` before you trust it.
+
+Chapter: how-to-read-a-certificate.
+"""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from lipbook.bound import Bound, UnsupportedLayerError, as_float64, checked_norm
+from lipbook.contracts.guard import guard, name_of, require_layer
+
+
+def _unregistered(layer, *arguments, **keywords):
+    raise NotImplementedError  # the guarded function never lets a layer through to here
+
+
+_lipschitz = functools.singledispatch(_unregistered)
+_affine = functools.singledispatch(_unregistered)
+_output_shape = functools.singledispatch(_unregistered)
+_expand = functools.singledispatch(_unregistered)
+_slopes = functools.singledispatch(_unregistered)
+
+_REGISTRIES = {
+    "lipschitz": _lipschitz,
+    "affine": _affine,
+    "output_shape": _output_shape,
+    "expand": _expand,
+    "slopes": _slopes,
+}
+
+
+def lipschitz(layer: nn.Module, norm: float = 2, input_shape: tuple[int, ...] | None = None) -> Bound:
+    """An upper bound on the Lipschitz constant of a layer with respect to its input, with a certificate.
+
+    sup |f(x) - f(y)| / |x - y| over all x != y, in the same norm on both sides. The bound is about the
+    real-arithmetic function of the stored weights; `bound.verify(layer)` proves it again.
+
+    Args:
+        layer: a layer with a contract, or an `nn.Sequential` of them (the product of their bounds).
+        norm: 2 or `math.inf`.
+        input_shape: the shape of one sample, where the size matters; None asks for a bound at every size.
+
+    Raises:
+        UnsupportedLayerError: the layer has no contract, or is in a state of which it does not speak.
+        ValueError, TypeError: another norm, a shape that the layer does not take, weights that are not finite.
+
+    Register: `@lipschitz.register(MyLayer)` over a function `(layer, norm, input_shape) -> Bound`.
+    """
+    function = guarded(layer, "lipschitz")
+    norm = checked_norm(norm)
+    if input_shape is not None:
+        checked_shape(input_shape)
+    bound = function(layer, norm, input_shape)
+    described = (type(bound), getattr(bound, "kind", None), getattr(bound, "norm", None), getattr(bound, "region", None))
+    if described != (Bound, "upper", norm, None):
+        raise TypeError(
+            f"the lipschitz contract of {name_of(layer)} must return an upper Bound in norm {norm}, everywhere; "
+            f"it returned {bound!r}."
+        )
+    return bound
+
+
+def affine(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The float64 operator (weight, bias) of a linear layer: vec(f(x)) = weight vec(x) + bias.
+
+    Args:
+        layer: a linear layer with a contract (BatchNorm and Dropout in eval mode are linear).
+        input_shape: the shape of one sample.
+
+    Returns:
+        weight of shape (numbers out, numbers in) and bias of shape (numbers out,), both on the layer's device;
+        exact readings of stored weights, and within 4 units in the last place where it takes arithmetic (BatchNorm).
+
+    Raises:
+        UnsupportedLayerError, ValueError, TypeError: as `lipschitz`.
+
+    Register: `@affine.register(MyLayer)` over a function `(layer, input_shape) -> (weight, bias)`.
+    """
+    function = guarded(layer, "affine")
+    checked_shape(input_shape)
+    weight, bias = function(layer, tuple(input_shape))
+    matches = weight.ndim == 2 and bias.shape == weight.shape[:1] and weight.shape[1] == numel(input_shape)
+    if not matches or weight.dtype != torch.float64 or bias.dtype != torch.float64:
+        raise TypeError(
+            f"the affine contract of {name_of(layer)} must return a float64 weight (numbers out, {numel(input_shape)}) "
+            f"and a float64 bias (numbers out,); it returned {weight.dtype} {tuple(weight.shape)} and "
+            f"{bias.dtype} {tuple(bias.shape)}."
+        )
+    return weight, bias
+
+
+def output_shape(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the output of one sample of shape `input_shape`.
+
+    Raises:
+        UnsupportedLayerError: as `lipschitz`.
+        ValueError, TypeError: not a shape, or one that the layer does not take.
+
+    Register: `@output_shape.register(MyLayer)` over a function `(layer, input_shape) -> tuple`.
+    """
+    function = guarded(layer, "output_shape")
+    checked_shape(input_shape)
+    return checked_shape(tuple(function(layer, tuple(input_shape))))
+
+
+def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
+    """The primitives that a block is made of, in the order in which they act; a primitive gives itself.
+
+    Nested `nn.Sequential`s are flattened. A layer that appears twice appears twice.
+
+    Raises:
+        UnsupportedLayerError: a layer without any contract, or in a state of which its contracts do not speak.
+
+    Register: `@expand.register(MyBlock)` over a function `(layer) -> tuple of layers`; a layer that has any
+    other contract, and not this one, is a primitive. What the function returns is expanded in turn.
+    """
+    require_layer(layer)
+    owner = _owner(layer, *_REGISTRIES.values())
+    if owner is None:
+        raise _no_contract(layer, "expand")
+    guard(layer, owner)
+    if _owner(layer, _expand) is not owner:
+        return (layer,)
+    parts = _expand.dispatch(owner)(layer)
+    return tuple(primitive for part in parts for primitive in ((layer,) if part is layer else expand(part)))
+
+
+def slopes(activation: nn.Module, lower: Tensor | None = None, upper: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Bounds (a, b) on the slopes (f(x) - f(y)) / (x - y) of an elementwise activation.
+
+    Args:
+        activation: a layer with a contract.
+        lower, upper: tensors of one shape, finite, lower <= upper: the pre-activations x and y are within.
+            Both None: everywhere.
+
+    Returns:
+        float64 tensors a and b, shaped as `lower` (0-d when it is None), rounded outward.
+
+    Raises:
+        UnsupportedLayerError: as `lipschitz`.
+        ValueError, TypeError: only one end given, other shapes, NaN or infinite ends, lower > upper.
+
+    Register: `@slopes.register(MyActivation)` over a function `(activation, lower, upper) -> (a, b)`.
+    """
+    function = guarded(activation, "slopes")
+    if (lower is None) != (upper is None):
+        raise ValueError("slopes takes both lower and upper, or neither (everywhere): got only one of them.")
+    if lower is not None:
+        lower, upper = _checked_interval(lower, upper)
+    a, b = function(activation, lower, upper)
+    shape = torch.Size() if lower is None else lower.shape
+    if (a.shape, b.shape, a.dtype, b.dtype) != (shape, shape, torch.float64, torch.float64) or not (a <= b).all():
+        raise TypeError(
+            f"the slopes contract of {name_of(activation)} must return float64 tensors a <= b of shape {tuple(shape)}."
+        )
+    return a, b
+
+
+def guarded(layer: nn.Module, contract: str):
+    """The function registered for this contract of a layer, once the guard has let the layer through."""
+    require_layer(layer)
+    owner = _owner(layer, _REGISTRIES[contract])
+    if owner is None:
+        raise _no_contract(layer, contract)
+    guard(layer, owner)
+    return _REGISTRIES[contract].dispatch(owner)
+
+
+def contracts_of(layer: nn.Module) -> tuple[str, ...]:
+    """The names of the contracts registered for the class of a layer."""
+    return tuple(name for name, registry in _REGISTRIES.items() if _owner(layer, registry))
+
+
+def checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` if it is a non-empty tuple of positive integers; otherwise a TypeError or a ValueError."""
+    advice = "the shape of one sample is a tuple of positive integers, such as (784,) or (1, 28, 28)"
+    if not isinstance(shape, tuple):
+        raise TypeError(f"got the shape {shape!r}: {advice}.")
+    if not shape or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in shape):
+        raise ValueError(f"got the shape {shape!r}: {advice}.")
+    return shape
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    """How many numbers one sample of this shape holds."""
+    return torch.Size(shape).numel()
+
+
+def _registrar(name):
+    registry = _REGISTRIES[name]
+
+    def register(kind: type, function=None):
+        if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or kind is nn.Module:
+            raise TypeError(f"{name}.register takes a subclass of torch.nn.Module, got {kind!r}.")
+        return registry.register(kind, function)
+
+    register.__doc__ = f"Register the {name} contract of a class: `@{name}.register(MyLayer)`."
+    return register
+
+
+for _name in _REGISTRIES:
+    globals()[_name].register = _registrar(_name)
+
+
+def _owner(layer, *registries):
+    """The class nearest to the layer's own for which one of the registries holds a function, or None."""
+    known = [registry.registry for registry in registries]
+    kinds = (kind for kind in type(layer).__mro__ if kind is not object)
+    return next((kind for kind in kinds if any(kind in functions for functions in known)), None)
+
+
+def _no_contract(layer, contract):
+    name, others = name_of(layer), contracts_of(layer)
+    title = {"lipschitz": "Lipschitz", "output_shape": "output shape"}.get(contract, contract)
+    if contract == "expand":
+        return UnsupportedLayerError(
+            f"{name} has no contract at all: replace it, or register its contracts "
+            f"(lipbook.contracts.lipschitz.register({name}), ...) and attack them with "
+            "lipbook.contracts.check(layer, input_shape)."
+        )
+    reads = f"it has only {', '.join(others)}" if others else "lipbook reads feed-forward layers"
+    return UnsupportedLayerError(
+        f"{name} has no {title} contract: {reads}. Replace it, or register one with "
+        f"lipbook.contracts.{contract}.register({name}) and attack it with "
+        "lipbook.contracts.check(layer, input_shape)."
+    )
+
+
+def _checked_interval(lower, upper):
+    lower, upper = as_float64(lower, "lower"), as_float64(upper, "upper")
+    if lower.shape != upper.shape:
+        raise ValueError(f"lower and upper must have one shape, got {tuple(lower.shape)} and {tuple(upper.shape)}.")
+    if (lower > upper).any():
+        raise ValueError("lower must be at most upper, entry by entry: an entry of lower is above its upper.")
+    return lower, upper

@@ -1,0 +1,59 @@
+"""The norm of a matrix from l_inf to l_inf: its largest row sum of absolute values, rounded up.
+
+Horn and Johnson, Matrix Analysis, 5.6.5: max over |x|_inf <= 1 of |Ax|_inf = max_i sum_j |a_ij|, reached at
+the signs of that row. A computed sum of n non-negative numbers is within the factor 1 +- gamma_(n-1) of the
+true one in whatever order it is taken (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2).
+
+Chapter: bounds/whole-networks.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from lipbook.bound import Bound, CertificateError, as_float64
+
+UNIT_ROUNDOFF = 2.0**-53
+
+
+def row_sum_norm(matrix: torch.Tensor) -> Bound:
+    """An upper bound, within 1e-9, on the l_inf operator norm of a matrix, with a certificate.
+
+    Args:
+        matrix: (m, n), of a real floating dtype, finite; read in float64.
+
+    Returns:
+        A `Bound` in norm `math.inf`, whose `verify(matrix)` proves the value again.
+
+    Raises:
+        TypeError: not a tensor, or of an integer or complex dtype.
+        ValueError: not a matrix, empty, NaN or infinite entries.
+    """
+    # The reported value keeps four times the margin that its proof needs, so that another machine's order of
+    # summation proves it too.
+    value = _largest_row_sum(matrix, margin=4)
+    return Bound(value, "upper", norm=math.inf, method="row sums", certificate=RowSumCertificate())
+
+
+@dataclass(frozen=True)
+class RowSumCertificate:
+    """Proves `bound.value` >= the largest row sum by summing again."""
+
+    def verify(self, bound: Bound, subject: torch.Tensor) -> None:
+        """Raise `CertificateError` unless the value is proved for the matrix `subject`."""
+        if (bound.kind, bound.norm, bound.output) != ("upper", math.inf, None):
+            raise CertificateError(f"row sums prove upper bounds in norm inf, not {bound!r}.")
+        least = _largest_row_sum(subject, margin=1)
+        if not bound.value >= least:
+            raise CertificateError(f"{bound.value!r} is not proved: the largest row sum of this matrix is {least!r}.")
+
+
+def _largest_row_sum(matrix, margin):
+    """The largest row sum, times 1 + margin (n + 2) 2^-53, rounded up."""
+    matrix = as_float64(matrix, "matrix")
+    if matrix.ndim != 2:
+        raise ValueError(f"matrix must have 2 dimensions, got shape {tuple(matrix.shape)}: reshape it first.")
+    largest = matrix.abs().sum(dim=1).max().item()
+    factor = 1 + margin * (matrix.shape[1] + 2) * UNIT_ROUNDOFF
+    return math.nextafter(largest * factor, math.inf) if largest > 0 else 0.0

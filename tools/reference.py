@@ -21,7 +21,7 @@ MEDIAN_BUDGET = 25
 
 
 def chapters(root=ROOT):
-    """`{path: notebook}` of the book's notebooks in the order of the table of contents, paths from the root."""
+    """`{path from the root: notebook}` of the book, in the order of the table of contents."""
     contents = (root / "_toc.yml").read_text(encoding="utf-8")
     entries = re.findall(r"^[\s-]*(?:root|file): *(\S+)", contents, re.MULTILINE)
     files = [root / f"{entry}.ipynb" for entry in entries]
@@ -105,8 +105,8 @@ def status_page(notebooks, times):
         time = times[path]
         chapter = f"[{title(notebook)}]({link(path)})"
         versions = ", ".join(f"{package} {version}" for package, version in sorted(time["versions"].items()))
-        seconds = f"{time['seconds']:.1f}"
-        rows.append([chapter, seconds, CHAPTER_BUDGET, time["date"], time["cores"], versions])
+        spent = f"{time['seconds']:.1f}"
+        rows.append([chapter, spent, CHAPTER_BUDGET, time["date"], time["cores"], versions])
     page += table("30 10 10 12 8 30", ["Chapter", "Seconds", "Budget", "Measured", "Cores", "Versions"], rows)
     return "\n".join(page) + "\n"
 

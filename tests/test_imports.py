@@ -81,7 +81,8 @@ def test_an_import_against_the_arrows_is_seen(source, package, own):
 def test_no_module_is_named_like_a_public_name_of_its_package(package):
     dotted = ".".join(["lipbook", *package.relative_to(PACKAGE).parts])
     public = getattr(importlib.import_module(dotted), "__all__", [])
-    assert not {path.stem for path in package.iterdir() if path.suffix == ".py" or path.is_dir()} & set(public)
+    entries = package.iterdir()
+    assert not {path.stem for path in entries if path.suffix == ".py" or path.is_dir()} & set(public)
 
 
 def test_import_lipbook_brings_torch_and_no_notebook_or_plotting_package():

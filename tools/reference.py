@@ -14,13 +14,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT / "book/reference"
 CLAIM = "application/vnd.lipbook.claim+json"
 CHAPTER_BUDGET = 60
 MEDIAN_BUDGET = 25
 
 
-def chapters(root=ROOT):
+def chapters(root):
     """`{path from the root: notebook}` of the book, in the order of the table of contents."""
     contents = (root / "_toc.yml").read_text(encoding="utf-8")
     entries = re.findall(r"^[\s-]*(?:root|file): *(\S+)", contents, re.MULTILINE)
@@ -125,7 +124,7 @@ def table(widths, head, rows):
     return [*lines, ":::"]
 
 
-def pages(root=ROOT):
+def pages(root):
     """`{file name: text}` of the generated pages."""
     notebooks = chapters(root)
     recorded = root / "book/reference/times.json"
@@ -133,15 +132,15 @@ def pages(root=ROOT):
     return {"claims.md": claims_page(notebooks), "status.md": status_page(notebooks, times)}
 
 
-def main(arguments=None):
+def main(arguments=None, root=ROOT):
     parser = argparse.ArgumentParser(description="Write the generated reference pages.")
     check = "write nothing, and fail where something would change"
     parser.add_argument("--check", action="store_true", help=check)
     check = parser.parse_args(arguments).check
     stale = []
     try:
-        for page, text in pages().items():
-            path = REFERENCE / page
+        for page, text in pages(root).items():
+            path = root / "book/reference" / page
             if path.exists() and path.read_text(encoding="utf-8") == text:
                 continue
             stale.append(page)

@@ -1,0 +1,539 @@
+"""`check` against layers with one planted fault each, and against the same layers without it."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lipbook import Bound, CertificateError, UnsupportedLayerError
+from lipbook.contracts import affine, check, expand, lipschitz, output_shape, slopes
+
+PLANTED = {}
+
+
+def planted(name, shape=(5,)):
+    """Register a builder: `build(True)` has the fault, `build(False)` is the same layer put right."""
+
+    def add(build):
+        PLANTED[name] = (build, shape)
+        return build
+
+    return add
+
+
+def upper(value, norm, certificate=None):
+    return Bound(float(torch.as_tensor(value).detach()) * (1 + 1e-12), "upper", norm=norm, method="planted", certificate=certificate)
+
+
+def operator_norm(weight, norm):
+    weight = weight.detach().double()
+    return torch.linalg.matrix_norm(weight, 2) if norm == 2 else weight.abs().sum(1).max()
+
+
+def linear_with(contract, forward=None):
+    """A 5 -> 4 subclass of Linear with its own Lipschitz contract, and its own forward pass if one is given."""
+
+    class Planted(nn.Linear):
+        pass
+
+    if forward is not None:
+        Planted.forward = forward
+    lipschitz.register(Planted, contract)
+    torch.manual_seed(1)
+    return Planted(5, 4)
+
+
+@planted("lipschitz: a factor is missing")
+def _(wrong):
+    return linear_with(
+        lambda layer, norm, shape: upper((1 if wrong else 2) * operator_norm(layer.weight, norm), norm),
+        lambda self, x: 2 * nn.functional.linear(x, self.weight, self.bias),
+    )
+
+
+@planted("lipschitz: row and column sums swapped")
+def _(wrong):
+    def contract(layer, norm, shape):
+        weight = layer.weight.T if wrong and norm == math.inf else layer.weight
+        return upper(operator_norm(weight, norm), norm)
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: the sum of a row without absolute values")
+def _(wrong):
+    def contract(layer, norm, shape):
+        if norm == math.inf and wrong:
+            return upper(layer.weight.double().sum(1).abs().max(), norm)
+        return upper(operator_norm(layer.weight, norm), norm)
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: the norm of the weight in float16")
+def _(wrong):
+    def contract(layer, norm, shape):
+        return upper(operator_norm(layer.weight.half() if wrong else layer.weight, norm), norm)
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: five steps of power iteration")
+def _(wrong):
+    def contract(layer, norm, shape):
+        if norm == math.inf or not wrong:
+            return upper(operator_norm(layer.weight, norm), norm)
+        weight, v = layer.weight.detach().double(), torch.ones(5, dtype=torch.float64)
+        for _ in range(5):
+            v = weight.T @ (weight @ v)
+            v = v / v.norm()
+        return upper((weight @ v).norm(), norm)
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: a stale cache")
+def _(wrong):
+    def contract(layer, norm, shape):
+        if not wrong:
+            return upper(operator_norm(layer.weight, norm), norm)
+        known = vars(layer).setdefault("_known_norms", {})
+        return upper(known.setdefault(norm, operator_norm(layer.weight, norm).item()), norm)
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: a certificate that proves everything")
+def _(wrong):
+    class Certificate:
+        def verify(self, bound, subject):
+            if not wrong and bound.value < operator_norm(subject.weight, bound.norm):
+                raise CertificateError("too small")
+
+    return linear_with(lambda layer, norm, shape: upper(operator_norm(layer.weight, norm), norm, Certificate()))
+
+
+@planted("lipschitz: a certificate that does not look at the layer")
+def _(wrong):
+    @dataclasses.dataclass
+    class Certificate:
+        least: float
+
+        def verify(self, bound, subject):
+            if bound.value < (self.least if wrong else operator_norm(subject.weight, bound.norm)):
+                raise CertificateError("too small")
+
+    def contract(layer, norm, shape):
+        value = operator_norm(layer.weight, norm).item()
+        return upper(value, norm, Certificate(value))
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: a certificate that does not prove its own bound")
+def _(wrong):
+    class Certificate:
+        def verify(self, bound, subject):
+            if bound.value < operator_norm(subject.weight, bound.norm) * (1.1 if wrong else 1):
+                raise CertificateError("too small")
+
+    return linear_with(lambda layer, norm, shape: upper(operator_norm(layer.weight, norm), norm, Certificate()))
+
+
+@planted("lipschitz: reading it changes the weight")
+def _(wrong):
+    def contract(layer, norm, shape):
+        if wrong:
+            with torch.no_grad():
+                layer.weight.div_(layer.weight.norm())
+        return upper(operator_norm(layer.weight, norm), norm)
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: reading it changes the mode")
+def _(wrong):
+    def contract(layer, norm, shape):
+        if wrong:
+            layer.eval()
+        return upper(operator_norm(layer.weight, norm), norm)
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: reading it draws random numbers")
+def _(wrong):
+    def contract(layer, norm, shape):
+        if wrong:
+            torch.rand(1)
+        return upper(operator_norm(layer.weight, norm), norm)
+
+    return linear_with(contract)
+
+
+@planted("lipschitz: another function in train mode")
+def _(wrong):
+    def contract(layer, norm, shape):
+        factor = 2 if layer.training and not wrong else 1
+        return upper(factor * operator_norm(layer.weight, norm), norm)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.weight, self.bias) * (2 if self.training else 1)
+
+    return linear_with(contract, forward).eval()
+
+
+@planted("lipschitz: the weight is lost on save and load")
+def _(wrong):
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            weight = torch.linspace(-1, 1, 20).reshape(4, 5)
+            if wrong:
+                self.weight = weight
+            else:
+                self.register_buffer("weight", weight)
+
+        def forward(self, x):
+            return x @ self.weight.to(x).T
+
+    lipschitz.register(Fixed, lambda layer, norm, shape: upper(operator_norm(layer.weight, norm), norm))
+    return Fixed()
+
+
+@planted("lipschitz: a forward pass bound to the original's weight")
+def _(wrong):
+    class Closed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.linspace(-1, 1, 20).reshape(4, 5))
+            self.product = lambda x: x @ self.weight.T.to(x)
+
+        def forward(self, x):
+            return self.product(x) if wrong else x @ self.weight.T
+
+    lipschitz.register(Closed, lambda layer, norm, shape: upper(operator_norm(layer.weight, norm), norm))
+    return Closed()
+
+
+@planted("lipschitz: the output depends on the batch")
+def _(wrong):
+    class Centred(nn.Module):
+        def forward(self, x):
+            return x - x.mean(0) if wrong else x - 1
+
+    lipschitz.register(Centred, lambda layer, norm, shape: upper(2 if wrong else 1, norm))
+    return Centred()
+
+
+@planted("lipschitz: a residual without its shortcut")
+def _(wrong):
+    class Shortcut(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, 5)
+
+        def forward(self, x):
+            return x + self.inner(x)
+
+    def contract(layer, norm, shape):
+        return upper(operator_norm(layer.inner.weight, norm) + (0 if wrong else 1), norm)
+
+    lipschitz.register(Shortcut, contract)
+    return Shortcut()
+
+
+@planted("lipschitz: a layer applied twice is counted once")
+def _(wrong):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(5, 5, bias=False)
+            nn.init.constant_(self.inner.weight, 1.0)
+
+        def forward(self, x):
+            return self.inner(self.inner(x))
+
+    def contract(layer, norm, shape):
+        return upper(operator_norm(layer.inner.weight, norm) ** (1 if wrong else 2), norm)
+
+    lipschitz.register(Twice, contract)
+    return Twice()
+
+
+@planted("lipschitz: without a shape, a bound for size 1 only")
+def _(wrong):
+    class Total(nn.Module):
+        def forward(self, x):
+            return x.sum(1, keepdim=True)
+
+    @lipschitz.register(Total)
+    def _(layer, norm, shape):
+        if shape is None and not wrong:
+            raise ValueError("the bound depends on the size: give input_shape.")
+        size = 1 if shape is None else shape[0]
+        return upper(math.sqrt(size) if norm == 2 else size, norm)
+
+    return Total()
+
+
+@planted("lipschitz: an ignored attribute")
+def _(wrong):
+    class Leaky(nn.Module):
+        def __init__(self, slope):
+            super().__init__()
+            self.slope = slope
+
+        def forward(self, x):
+            return torch.where(x > 0, x, self.slope * x)
+
+    lipschitz.register(Leaky, lambda layer, norm, shape: upper(1 if wrong else max(1, abs(layer.slope)), norm))
+    return Leaky(-3.0)
+
+
+def activation_with(forward, contract):
+    class Planted(nn.Module):
+        pass
+
+    Planted.forward = lambda self, x: forward(x)
+    slopes.register(Planted, lambda layer, lower, upper: contract(lower, upper))
+    return Planted()
+
+
+def constant_slopes(a, b):
+    def contract(lower, upper):
+        like = torch.zeros(()) if lower is None else lower
+        return torch.full_like(like, a, dtype=torch.float64), torch.full_like(like, b, dtype=torch.float64)
+
+    return contract
+
+
+@planted("slopes: GELU as [0, 1]")
+def _(wrong):
+    return activation_with(nn.functional.gelu, constant_slopes(*((0, 1) if wrong else (-0.12891, 1.12891))))
+
+
+@planted("slopes: the constants of GELU for its tanh form")
+def _(wrong):
+    erf, tanh = (-0.1289041452, 1.1289041452), (-0.1289930687, 1.1289930687)
+    return activation_with(nn.GELU("tanh"), constant_slopes(*(erf if wrong else tanh)))
+
+
+@planted("slopes: a range that holds for x > 0 only")
+def _(wrong):
+    return activation_with(lambda x: nn.functional.elu(x, 2.0), constant_slopes(0, 1 if wrong else 2))
+
+
+@planted("slopes: on an interval, the ends without the extreme between them")
+def _(wrong):
+    def contract(lower, upper):
+        if lower is None:
+            return torch.tensor(-0.1, dtype=torch.float64), torch.tensor(1.1, dtype=torch.float64)
+        ends = []
+        for x in (lower, upper):
+            s = torch.sigmoid(x)
+            ends.append(s + x * s * (1 - s))
+        a, b = torch.minimum(*ends) - 1e-12, torch.maximum(*ends) + 1e-12
+        for root, extreme in () if wrong else ((-2.3993572805, -0.0998393202), (2.3993572805, 1.0998393202)):
+            inside = (lower <= root + 1e-9) & (upper >= root - 1e-9)
+            a = torch.where(inside, a.clamp(max=extreme), a)
+            b = torch.where(inside, b.clamp(min=extreme), b)
+        return a.clamp(min=-0.1), b.clamp(max=1.1)
+
+    return activation_with(nn.functional.silu, contract)
+
+
+@planted("slopes: on an interval, the middle alone")
+def _(wrong):
+    def contract(lower, upper):
+        if lower is None:
+            return constant_slopes(0, 1)(lower, upper)
+        if wrong:
+            value = 1 - torch.tanh((lower + upper) / 2) ** 2
+            return value, value
+        far, near = torch.maximum(lower.abs(), upper.abs()), torch.minimum(lower.abs(), upper.abs())
+        low = (1 - torch.tanh(far) ** 2 - 1e-12).clamp(min=0)
+        return low, torch.where(lower * upper <= 0, 1.0, (1 - torch.tanh(near) ** 2 + 1e-12).clamp(max=1))
+
+    return activation_with(torch.tanh, contract)
+
+
+@planted("slopes: a kink looked for in the wrong place")
+def _(wrong):
+    def contract(lower, upper):
+        if lower is None:
+            return constant_slopes(0, 1)(lower, upper)
+        kink = -1 if wrong else 0
+        return (lower > kink).double(), (upper > kink).double()
+
+    return activation_with(torch.relu, contract)
+
+
+@planted("slopes: a local range outside the global one")
+def _(wrong):
+    def contract(lower, upper):
+        a, b = constant_slopes(0, 1)(lower, upper)
+        return a, b + (0.5 if wrong and lower is not None else 0)
+
+    return activation_with(torch.relu, contract)
+
+
+@planted("slopes: a layer that mixes its entries")
+def _(wrong):
+    mixing = (lambda x: torch.softmax(x, 1)) if wrong else torch.sigmoid
+    return activation_with(mixing, constant_slopes(-1, 1))
+
+
+def linear_affine(contract):
+    class Planted(nn.Linear):
+        pass
+
+    affine.register(Planted, contract)
+    torch.manual_seed(1)
+    return Planted(5, 5)
+
+
+@planted("affine: the weight transposed")
+def _(wrong):
+    def contract(layer, shape):
+        weight = layer.weight.detach().double()
+        return weight.T if wrong else weight, layer.bias.detach().double()
+
+    return linear_affine(contract)
+
+
+@planted("affine: the bias missing")
+def _(wrong):
+    def contract(layer, shape):
+        bias = layer.bias.detach().double()
+        return layer.weight.detach().double(), torch.zeros_like(bias) if wrong else bias
+
+    return linear_affine(contract)
+
+
+@planted("affine: a layer that is not linear")
+def _(wrong):
+    class Bent(nn.Module):
+        def forward(self, x):
+            return torch.where(x > -50, x, 0 * x) if wrong else x
+
+    affine.register(Bent, lambda layer, shape: (torch.eye(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)))
+    return Bent()
+
+
+@planted("output_shape: one too many", shape=(6,))
+def _(wrong):
+    class Every(nn.Module):
+        def forward(self, x):
+            return x[:, ::2]
+
+    output_shape.register(Every, lambda layer, shape: ((shape[0] + 2) // 2 if wrong else (shape[0] + 1) // 2,))
+    return Every()
+
+
+def block_of(parts):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(5, 5), nn.Linear(5, 5)
+
+        def forward(self, x):
+            return self.two(torch.relu(self.one(x)))
+
+    expand.register(Block, parts)
+    return Block()
+
+
+@planted("expand: a layer dropped")
+def _(wrong):
+    return block_of(lambda layer: (layer.one, layer.two) if wrong else (layer.one, nn.ReLU(), layer.two))
+
+
+@planted("expand: the order reversed")
+def _(wrong):
+    return block_of(lambda layer: (layer.one, nn.ReLU(), layer.two)[:: -1 if wrong else 1])
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_check_catches_the_planted_fault(name):
+    build, shape = PLANTED[name]
+    contract = name.partition(":")[0]
+    with pytest.raises(CertificateError, match=f"{contract}.* contract of .* is wrong"):
+        check(build(True), shape)
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_check_passes_the_layer_without_the_fault(name):
+    build, shape = PLANTED[name]
+    slack = check(build(False), shape)
+    assert slack and all(value >= -1e-9 for value in slack.values())
+
+
+def test_at_least_twenty_faults_are_planted():
+    assert len(PLANTED) >= 20
+
+
+def test_a_failure_names_the_contract_the_input_and_both_numbers():
+    build, shape = PLANTED["lipschitz: a factor is missing"]
+    layer = build(True)
+    with pytest.raises(CertificateError) as caught:
+        check(layer, shape)
+    bound = lipschitz(layer, 2).value
+    message = str(caught.value)
+    assert message.startswith("the lipschitz contract of ") and "x = [" in message and "y = [" in message
+    assert f"above the bound {bound:.9g}" in message and f"is {2 * bound:.3g}"[:6] in message
+
+
+@pytest.mark.parametrize("shape", [(16,), (3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_linear_layers_are_reached_within_one_percent(shape, dtype):
+    torch.manual_seed(3)
+    slack = check(nn.Linear(shape[-1], 9).to(dtype), shape)
+    assert 0 <= slack["lipschitz_2"] < 0.01 and 0 <= slack["lipschitz_inf"] < 0.01
+    assert slack["affine"] < 1e-9 and slack["expand"] == 0 and slack["output_shape"] == 0
+
+
+def test_check_leaves_the_layer_and_the_random_state_alone():
+    torch.manual_seed(4)
+    layer = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Softplus(), nn.Dropout()).eval()
+    layer[0].weight.grad = torch.ones(4, 4)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    random_state = torch.get_rng_state()
+    check(layer, (4,))
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+    assert not any(module.training for module in layer.modules())
+    assert torch.equal(layer[0].weight.grad, torch.ones(4, 4)) and layer[0].weight.requires_grad
+    assert layer[0].weight.dtype == torch.float32 and layer[2].threshold == 20
+
+
+def test_check_gives_the_same_slack_twice():
+    torch.manual_seed(5)
+    layer = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    assert check(layer, (3,), seed=7) == check(layer, (3,), seed=7)
+
+
+def test_check_works_without_gradients_and_in_inference_mode():
+    layer = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    with torch.no_grad():
+        without = check(layer, (3,))
+    with torch.inference_mode():
+        assert check(layer, (3,)) == without
+
+
+def test_check_refuses_a_layer_without_contracts():
+    with pytest.raises(UnsupportedLayerError, match="nn.LSTM has no contract"):
+        check(nn.LSTM(3, 3), (3,))
+
+
+@pytest.mark.parametrize("shape, error", [([3], TypeError), ((0,), ValueError), ((), ValueError), ((2.0,), ValueError)])
+def test_check_refuses_what_is_not_a_shape(shape, error):
+    with pytest.raises(error, match="tuple of positive integers"):
+        check(nn.ReLU(), shape)
+
+
+def test_check_refuses_a_seed_that_is_not_an_int():
+    with pytest.raises(TypeError, match="seed must be an int"):
+        check(nn.ReLU(), (3,), seed=0.5)

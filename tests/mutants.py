@@ -1,0 +1,36 @@
+"""Small wrong versions of the library. Each must fail a test: that is what the tests are judged by.
+
+To add one: the file below lipbook/, a text that occurs in it exactly once, what stands there instead, and the
+test files that ought to notice. `make test-thorough` applies them one at a time to a copy of the library.
+"""
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+MUTANTS = [
+    Mutant(
+        "bound.py",
+        'rounding=ROUND_CEILING if kind == "upper" else ROUND_FLOOR',
+        "rounding=ROUND_FLOOR",
+        "tests/test_bound.py",
+    ),
+    Mutant(
+        "bound.py",
+        "self.certificate.verify(self, subject)",
+        "self.certificate",
+        "tests/test_bound.py",
+    ),
+    Mutant(
+        "bound.py",
+        'center = as_float64(self.center, "center").clone()',
+        'center = as_float64(self.center, "center")',
+        "tests/test_bound.py",
+    ),
+]

@@ -33,7 +33,7 @@ _CURVES = {
 
 
 def curve(activation: nn.Module) -> Curve:
-    """What is known of the derivative of a registered activation (or of a harmless subclass), attributes read."""
+    """What is known of the derivative of a registered activation, or of a harmless subclass of one."""
     return next(_CURVES[kind](activation) for kind in type(activation).__mro__ if kind in _CURVES)
 
 
@@ -46,7 +46,7 @@ def _activation_slopes(activation, lower, upper):
 
 def _activation_lipschitz(activation, norm, input_shape):
     low, high = curve(activation).range
-    return recomputed(max(abs(low), abs(high)), activation, norm, input_shape, "slope range")
+    return recomputed(max(abs(low), abs(high)), norm, input_shape, "slope range")
 
 
 for _kind in _CURVES:

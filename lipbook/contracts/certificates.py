@@ -32,7 +32,7 @@ class MatrixCertificate:
 
 @dataclass(frozen=True)
 class RecomputedCertificate:
-    """Proves a value by computing, with outward rounding, the least value that can be proved for the layer."""
+    """Proves a value by computing again, rounded outward, the least value that the layer allows."""
 
     least: Callable[[nn.Module], float]
     norm: float
@@ -86,7 +86,7 @@ def _rounded_up(first, second):
 
 def _check_form(bound, norm):
     if (bound.kind, bound.norm, bound.output) != ("upper", norm, None):
-        raise CertificateError(f"this certificate proves upper bounds on a whole layer in norm {norm}, not {bound!r}.")
+        raise CertificateError(f"this certificate proves upper bounds in norm {norm}, not {bound!r}.")
 
 
 def _reading(read):

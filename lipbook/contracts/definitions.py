@@ -48,7 +48,7 @@ def lipschitz(layer: nn.Module, norm: float = 2, input_shape: tuple[int, ...] | 
 
     Raises:
         UnsupportedLayerError: the layer has no contract, or is in a state of which it does not speak.
-        ValueError, TypeError: another norm, a shape that the layer does not take, weights that are not finite.
+        ValueError, TypeError: another norm, a shape that the layer does not take, NaN or infinite weights.
 
     Register: `@lipschitz.register(MyLayer)` over a function `(layer, norm, input_shape) -> Bound`.
     """
@@ -57,11 +57,10 @@ def lipschitz(layer: nn.Module, norm: float = 2, input_shape: tuple[int, ...] | 
     if input_shape is not None:
         checked_shape(input_shape)
     bound = function(layer, norm, input_shape)
-    described = (type(bound), getattr(bound, "kind", None), getattr(bound, "norm", None), getattr(bound, "region", None))
-    if described != (Bound, "upper", norm, None):
+    if not isinstance(bound, Bound) or (bound.kind, bound.norm, bound.region) != ("upper", norm, None):
         raise TypeError(
-            f"the lipschitz contract of {name_of(layer)} must return an upper Bound in norm {norm}, everywhere; "
-            f"it returned {bound!r}."
+            f"the lipschitz contract of {name_of(layer)} must return an upper Bound in norm {norm}, "
+            f"everywhere, and it returned {bound!r}."
         )
     return bound
 
@@ -74,8 +73,8 @@ def affine(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tens
         input_shape: the shape of one sample.
 
     Returns:
-        weight of shape (numbers out, numbers in) and bias of shape (numbers out,), both on the layer's device;
-        exact readings of stored weights, and within 4 units in the last place where it takes arithmetic (BatchNorm).
+        weight of shape (numbers out, numbers in) and bias of shape (numbers out,), on the layer's device: the
+        stored numbers themselves, and for BatchNorm, which divides, numbers within a few units in the last place.
 
     Raises:
         UnsupportedLayerError, ValueError, TypeError: as `lipschitz`.
@@ -88,9 +87,9 @@ def affine(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tens
     matches = weight.ndim == 2 and bias.shape == weight.shape[:1] and weight.shape[1] == numel(input_shape)
     if not matches or weight.dtype != torch.float64 or bias.dtype != torch.float64:
         raise TypeError(
-            f"the affine contract of {name_of(layer)} must return a float64 weight (numbers out, {numel(input_shape)}) "
-            f"and a float64 bias (numbers out,); it returned {weight.dtype} {tuple(weight.shape)} and "
-            f"{bias.dtype} {tuple(bias.shape)}."
+            f"the affine contract of {name_of(layer)} must return a float64 weight (numbers out, "
+            f"{numel(input_shape)}) and a float64 bias (numbers out,), and it returned {weight.dtype} "
+            f"{tuple(weight.shape)} and {bias.dtype} {tuple(bias.shape)}."
         )
     return weight, bias
 
@@ -115,7 +114,7 @@ def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
     Nested `nn.Sequential`s are flattened. A layer that appears twice appears twice.
 
     Raises:
-        UnsupportedLayerError: a layer without any contract, or in a state of which its contracts do not speak.
+        UnsupportedLayerError: a layer without any contract, or in a state of which they do not speak.
 
     Register: `@expand.register(MyBlock)` over a function `(layer) -> tuple of layers`; a layer that has any
     other contract, and not this one, is a primitive. What the function returns is expanded in turn.
@@ -131,7 +130,9 @@ def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(primitive for part in parts for primitive in ((layer,) if part is layer else expand(part)))
 
 
-def slopes(activation: nn.Module, lower: Tensor | None = None, upper: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def slopes(
+    activation: nn.Module, lower: Tensor | None = None, upper: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Bounds (a, b) on the slopes (f(x) - f(y)) / (x - y) of an elementwise activation.
 
     Args:
@@ -155,9 +156,10 @@ def slopes(activation: nn.Module, lower: Tensor | None = None, upper: Tensor | N
         lower, upper = _checked_interval(lower, upper)
     a, b = function(activation, lower, upper)
     shape = torch.Size() if lower is None else lower.shape
-    if (a.shape, b.shape, a.dtype, b.dtype) != (shape, shape, torch.float64, torch.float64) or not (a <= b).all():
+    if not (a.shape == b.shape == shape and a.dtype == b.dtype == torch.float64 and (a <= b).all()):
         raise TypeError(
-            f"the slopes contract of {name_of(activation)} must return float64 tensors a <= b of shape {tuple(shape)}."
+            f"the slopes contract of {name_of(activation)} must return float64 tensors a <= b of shape "
+            f"{tuple(shape)}."
         )
     return a, b
 
@@ -235,7 +237,8 @@ def _no_contract(layer, contract):
 def _checked_interval(lower, upper):
     lower, upper = as_float64(lower, "lower"), as_float64(upper, "upper")
     if lower.shape != upper.shape:
-        raise ValueError(f"lower and upper must have one shape, got {tuple(lower.shape)} and {tuple(upper.shape)}.")
+        shapes = f"{tuple(lower.shape)} and {tuple(upper.shape)}"
+        raise ValueError(f"lower and upper must have one shape, got {shapes}: broadcast them first.")
     if (lower > upper).any():
         raise ValueError("lower must be at most upper, entry by entry: an entry of lower is above its upper.")
     return lower, upper

@@ -1,4 +1,4 @@
-"""The derivatives of the activations, enclosed: where each turns, what it cannot leave, and its rounding error.
+"""The derivatives of the activations: where each turns, what it cannot leave, and its rounding error.
 
 A `Curve` holds what is known of one derivative. Between two neighbouring turning points the derivative is
 monotone, so on [l, u] it stays within the hull of its values at l, at u and at the turning points inside.
@@ -165,7 +165,8 @@ def celu(alpha: float) -> Curve:
 
 def selu() -> Curve:
     """scale alpha e^x below 0, scale above."""
-    return _exponential_then_line(1.7580993408473766, 1.758099340847377, 1.0, 1.0507009873554805, 1.0507009873554807)
+    negative, positive = (1.7580993408473768, 1.758099340847377), (1.0507009873554805, 1.0507009873554807)
+    return _exponential_then_line(*negative, 1.0, *positive)
 
 
 def _exponential_then_line(low, high, width, line_low, line_high):

@@ -18,9 +18,10 @@ from lipbook.bound import UnsupportedLayerError, as_float64
 
 # What a subclass may define without the registered forward pass ever reading it.
 _HARMLESS = frozenset(
-    "__init__ extra_repr __repr__ reset_parameters __doc__ __module__ __qualname__ __constants__ __annotations__ "
-    "__annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__ __firstlineno__ "
-    "__static_attributes__ __orig_bases__ __parameters__ __type_params__ __weakref__ __dict__ __slotnames__".split()
+    "__init__ extra_repr __repr__ reset_parameters __doc__ __module__ __qualname__ __constants__ "
+    "__annotations__ __annotate__ __annotate_func__ __annotations_cache__ __conditional_annotations__ "
+    "__firstlineno__ __static_attributes__ __orig_bases__ __parameters__ __type_params__ __weakref__ "
+    "__dict__ __slotnames__".split()
 )
 _KNOWN_PARAMETRISATIONS = (
     parametrizations._WeightNorm,
@@ -58,7 +59,8 @@ def guard(layer: nn.Module, owner: type) -> None:
 def require_layer(layer) -> None:
     """Raise `UnsupportedLayerError` unless `layer` is an instance of `nn.Module`."""
     if isinstance(layer, type):
-        raise UnsupportedLayerError(f"{name_of(layer)} is a class, not a layer: pass an instance, {name_of(layer)}(...).")
+        name = name_of(layer)
+        raise UnsupportedLayerError(f"{name} is a class, not a layer: pass an instance, {name}(...).")
     if not isinstance(layer, nn.Module):
         raise UnsupportedLayerError(
             f"{layer!r} is not a torch.nn.Module: pass a layer, such as nn.ReLU() instead of torch.relu."
@@ -150,7 +152,7 @@ def _hooks(layer):
             "torch.nn.utils.spectral_norm and weight_norm."
         )
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return "is under a global forward hook, which may change what it computes: remove the hook with handle.remove()."
+        return "is under a global forward hook, which may change its output: remove it (handle.remove())."
     return None
 
 
@@ -161,9 +163,9 @@ def _parametrisations(layer):
         for step in chain:
             if type(step) not in _KNOWN_PARAMETRISATIONS:
                 return (
-                    f"has the parametrisation {type(step).__name__} on {name}, which lipbook does not know: keep its "
-                    f"present value with torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r}), or write "
-                    "a layer that computes it and register its contracts."
+                    f"has the parametrisation {type(step).__name__} on {name}, which lipbook does not know: "
+                    f"keep its value with torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r}), or "
+                    "write a layer that computes it and register its contracts."
                 )
             problem = _instance_attributes(step) or _hooks(step)
             if problem:
@@ -193,13 +195,16 @@ def _tensors(layer):
         if tensor is None:
             continue
         if tensor.is_meta:
-            return f"has {name} on the meta device, where it holds no numbers: materialise it with layer.to_empty(...) and load its weights."
+            return f"has {name} on the meta device: give it numbers (layer.to_empty(...), load_state_dict)."
         if tensor.is_complex():
-            return f"has a complex {name}: lipbook reads real layers, so write it as a real layer of twice the size."
+            return f"has a complex {name}: write it as a real layer of twice the size."
         if tensor.is_quantized:
             return f"has a quantised {name}: replace it with a layer that holds the dequantised weight."
         if type(tensor) not in _KNOWN_TENSORS:
-            return f"has {name} of the tensor subclass {type(tensor).__name__}, whose arithmetic is its own: replace it with a plain tensor."
+            return (
+                f"has {name} of the tensor subclass {type(tensor).__name__}, whose arithmetic is its own: "
+                "replace it with a plain tensor."
+            )
         if tensor.layout != torch.strided:
             return f"has a sparse {name}: replace it with {name}.to_dense()."
         if isinstance(tensor, Parameter) and not tensor.is_floating_point():
@@ -239,7 +244,7 @@ def _refuse_dropout(layer):
 @refusal.register(nn.Flatten)
 def _refuse_flatten(layer):
     if layer.start_dim < 1:
-        return f"has start_dim={layer.start_dim}, which may join samples of the batch: use start_dim=1 or more."
+        return f"has start_dim={layer.start_dim}, which may join samples: use start_dim=1 or more."
     return None
 
 

@@ -36,7 +36,8 @@ def steepest_pair(forward: Callable, shape: tuple[int, ...], norm: float, growth
     """
     points = start_points(shape, generator)
     best = _steepest(forward, *_jacobian_pairs(forward, points, norm), norm, growth, keep=16)
-    x, y = _ascended(forward, torch.stack([pair.x for pair in best]), torch.stack([pair.y for pair in best]), norm)
+    ends = torch.stack([pair.x for pair in best]), torch.stack([pair.y for pair in best])
+    x, y = _ascended(forward, *ends, norm)
     best += _steepest(forward, x, y, norm, growth, keep=8)
     best += _steepest(forward, *_jacobian_pairs(forward, (x + y)[:8] / 2, norm), norm, growth, keep=1)
     return max(best, key=lambda pair: pair.slope)
@@ -45,9 +46,8 @@ def steepest_pair(forward: Callable, shape: tuple[int, ...], norm: float, growth
 def start_points(shape: tuple[int, ...], generator) -> Tensor:
     """A batch of points: random at several scales, at and beside zero, and a scan of [-10, 10]."""
     size = torch.Size(shape).numel()
-    random = torch.cat(
-        [scale * torch.randn(4, size, generator=generator, dtype=torch.float64) for scale in (1e-3, 0.1, 1, 10, 100)]
-    )
+    scales = torch.tensor([1e-3, 0.1, 1, 10, 100], dtype=torch.float64).repeat(4)
+    random = scales[:, None] * torch.randn(len(scales), size, generator=generator, dtype=torch.float64)
     zeros = torch.zeros(1, size, dtype=torch.float64)
     beside_zero = 1e-6 * torch.randn(2, size, generator=generator, dtype=torch.float64)
     rows = max(4, math.ceil(512 / size))
@@ -96,9 +96,9 @@ def _jacobian_pairs(forward, points, norm):
 
 
 def _jacobians(forward, points):
-    """One Jacobian (outputs, inputs) a point: samples do not meet, so the sum over the batch keeps them apart."""
+    """One Jacobian (outputs, inputs) a point: samples do not meet, so the batch may be summed over."""
     total = torch.func.jacrev(lambda batch: forward(batch).flatten(1).sum(0))(points)
-    return total.flatten(2).transpose(0, 1).nan_to_num(0.0, 0.0, 0.0)
+    return total.detach().flatten(2).transpose(0, 1).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _steepest_directions(jacobians, norm):
@@ -122,7 +122,8 @@ def _ascended(forward, x, y, norm, steps=40):
             growth = torch.log(rise + 1e-300) - torch.log(lengths(ends[0] - ends[1], norm) + 1e-300)
             if not growth.requires_grad or not torch.isfinite(growth).all():
                 break
-            middle.grad, half.grad = torch.autograd.grad(-growth.sum(), (middle, half), materialize_grads=True)
+            gradients = torch.autograd.grad(-growth.sum(), (middle, half), materialize_grads=True)
+            middle.grad, half.grad = gradients
             optimiser.step()
     if not (torch.isfinite(middle).all() and torch.isfinite(half).all()):
         return x, y

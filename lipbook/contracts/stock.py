@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from lipbook.bound import Bound, as_float64
-from lipbook.contracts.certificates import MatrixCertificate, ProductCertificate, RecomputedCertificate, product_up
+from lipbook.contracts.certificates import (
+    MatrixCertificate,
+    ProductCertificate,
+    RecomputedCertificate,
+    product_up,
+)
 from lipbook.contracts.definitions import affine, expand, guarded, lipschitz, numel, output_shape
 from lipbook.contracts.guard import finite_attribute, name_of
 from lipbook.norms.rows import row_sum_norm
@@ -22,7 +27,7 @@ _RESHAPINGS = (nn.Identity, nn.Flatten, nn.Unflatten)
 _BATCH_NORMS = {nn.BatchNorm1d: (1, 2), nn.BatchNorm2d: (3,), nn.BatchNorm3d: (4,)}
 
 
-def recomputed(value: float, layer: nn.Module, norm: float, input_shape: tuple[int, ...] | None, method: str) -> Bound:
+def recomputed(value: float, norm: float, input_shape: tuple[int, ...] | None, method: str) -> Bound:
     """A bound whose certificate asks the layer's contract again."""
     least = functools.partial(_value, norm=norm, input_shape=input_shape)
     return Bound(value, "upper", norm=norm, method=method, certificate=RecomputedCertificate(least, norm))
@@ -88,7 +93,8 @@ def channel_scale(variance: Tensor, eps: float, gamma: Tensor | None) -> Tensor:
 def _batch_norm_scale(layer):
     with torch.no_grad():
         gamma = None if layer.weight is None else as_float64(layer.weight, "weight")
-        return channel_scale(as_float64(layer.running_var, "running_var"), finite_attribute(layer, "eps"), gamma)
+        variance = as_float64(layer.running_var, "running_var")
+        return channel_scale(variance, finite_attribute(layer, "eps"), gamma)
 
 
 def _batch_norm_lipschitz(layer, norm, input_shape):
@@ -97,7 +103,7 @@ def _batch_norm_lipschitz(layer, norm, input_shape):
     largest = _batch_norm_scale(layer).abs().max().item()
     vanishes = layer.weight is not None and not layer.weight.any()
     value = 0.0 if vanishes else math.nextafter(largest * (1 + 2.0**-49), math.inf)
-    return recomputed(value, layer, norm, input_shape, "largest channel scale")
+    return recomputed(value, norm, input_shape, "largest channel scale")
 
 
 def _batch_norm_affine(layer, input_shape):
@@ -113,8 +119,9 @@ def _batch_norm_affine(layer, input_shape):
 def _batch_norm_output_shape(layer, input_shape):
     dimensions = next(allowed for kind, allowed in _BATCH_NORMS.items() if isinstance(layer, kind))
     if len(input_shape) not in dimensions or input_shape[0] != len(layer.running_mean):
-        shapes = " or ".join(str(count) for count in dimensions)
-        raise _mismatch(layer, input_shape, f"{len(layer.running_mean)} channels first and {shapes} dimensions")
+        counts = " or ".join(str(count) for count in dimensions)
+        takes = f"{len(layer.running_mean)} channels first, in {counts} dimensions"
+        raise _mismatch(layer, input_shape, takes)
     return input_shape
 
 
@@ -124,7 +131,7 @@ def _batch_norm_output_shape(layer, input_shape):
 def _isometry_lipschitz(layer, norm, input_shape):
     if input_shape is not None:
         output_shape(layer, input_shape)
-    return recomputed(1.0, layer, norm, input_shape, "isometry")
+    return recomputed(1.0, norm, input_shape, "isometry")
 
 
 def _isometry_affine(layer, input_shape):
@@ -150,7 +157,8 @@ def _flatten_output_shape(layer, input_shape):
     dimensions = len(input_shape) + 1
     end = layer.end_dim + dimensions if layer.end_dim < 0 else layer.end_dim
     if not layer.start_dim <= end < dimensions:
-        raise _mismatch(layer, input_shape, f"shapes that have the dimensions {layer.start_dim} to {layer.end_dim}")
+        takes = f"shapes that have the dimensions {layer.start_dim} to {layer.end_dim}"
+        raise _mismatch(layer, input_shape, takes)
     start, end = layer.start_dim - 1, end - 1
     return (*input_shape[:start], numel(input_shape[start : end + 1]), *input_shape[end + 1 :])
 

@@ -49,7 +49,8 @@ def draw_anew(layer, shape, generator):
 def _make_rank_one(layer, shape, generator):
     def change(old):
         columns = old.flatten(1) if old.ndim > 1 else old[None]
-        return (_size(old) * _normal(columns[:, :1], generator) * _normal(columns[:1], generator)).reshape(old.shape)
+        outer = _normal(columns[:, :1], generator) * _normal(columns[:1], generator)
+        return (_size(old) * outer).reshape(old.shape)
 
     return _each_parameter(layer, change)
 
@@ -77,8 +78,9 @@ def _train_to_grow(layer, shape, generator, steps=20):
         growth = torch.log(lengths(layer(x.clone()) - layer(y.clone()), 2) + 1e-30).mean()
         if not growth.requires_grad:
             break
-        optimiser.zero_grad()
-        (-growth).backward()
+        gradients = torch.autograd.grad(-growth, parameters, materialize_grads=True)
+        for parameter, gradient in zip(parameters, gradients):
+            parameter.grad = gradient
         optimiser.step()
     for parameter in parameters:
         parameter.requires_grad_(False)
@@ -149,11 +151,15 @@ def snapshot(layer: nn.Module) -> dict:
 def changed_between(before: dict, after: dict) -> str | None:
     """The name of the first thing that differs between two snapshots, or None."""
     for name in {**before, **after}:
-        old, new = before.get(name), after.get(name)
-        tensors = isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor)
-        if not (old.dtype == new.dtype and torch.equal(old, new) if tensors else type(old) is type(new) and old == new):
+        if not _same(before.get(name), after.get(name)):
             return name
     return None
+
+
+def _same(old, new):
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        return old.dtype == new.dtype and torch.equal(old, new)
+    return type(old) is type(new) and old == new
 
 
 def _deepcopy(layer):
@@ -161,7 +167,8 @@ def _deepcopy(layer):
         return copy.deepcopy(layer)
     except RuntimeError as error:
         expand(layer)  # the guard may say more of why
-        raise UnsupportedLayerError(f"{name_of(layer)} cannot be copied, so it cannot be attacked: {error}") from error
+        name = name_of(layer)
+        raise UnsupportedLayerError(f"{name} cannot be copied, so it cannot be attacked: {error}") from error
 
 
 def _mathematical(layer):
@@ -185,7 +192,7 @@ def _floating(layer):
 
 
 def _trainable(layer):
-    return [parameter for parameter in layer.parameters() if parameter.is_floating_point() and parameter.numel()]
+    return [parameter for parameter in layer.parameters() if parameter.is_floating_point()]
 
 
 def _each_parameter(layer, change):

@@ -1,10 +1,10 @@
 """The norm of a matrix from l_inf to l_inf: its largest row sum of absolute values, rounded up.
 
-Horn and Johnson, Matrix Analysis, 5.6.5: max over |x|_inf <= 1 of |Ax|_inf = max_i sum_j |a_ij|, reached at
-the signs of that row. A computed sum of n non-negative numbers is within the factor 1 +- gamma_(n-1) of the
-true one in whatever order it is taken (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2).
+|sum_j a_ij x_j| <= sum_j |a_ij| max_j |x_j|, with equality where x holds the signs of row i. A computed sum of
+n non-negative numbers is within the factor 1 +- gamma_(n-1) of the true one in whatever order it is taken
+(analysed by Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14, 1993).
 
-Chapter: bounds/whole-networks.
+Chapter: bounds/spectral-norms.
 """
 
 import math
@@ -46,7 +46,7 @@ class RowSumCertificate:
             raise CertificateError(f"row sums prove upper bounds in norm inf, not {bound!r}.")
         least = _largest_row_sum(subject, margin=1)
         if not bound.value >= least:
-            raise CertificateError(f"{bound.value!r} is not proved: the largest row sum of this matrix is {least!r}.")
+            raise CertificateError(f"{bound.value!r} is not proved: this matrix has a row sum of {least!r}.")
 
 
 def _largest_row_sum(matrix, margin):

@@ -24,7 +24,8 @@ def planted(name, shape=(5,)):
 
 
 def upper(value, norm, certificate=None):
-    return Bound(float(torch.as_tensor(value).detach()) * (1 + 1e-12), "upper", norm=norm, method="planted", certificate=certificate)
+    value = value.item() if isinstance(value, torch.Tensor) else float(value)
+    return Bound(value * (1 + 1e-12), "upper", norm=norm, method="planted", certificate=certificate)
 
 
 def operator_norm(weight, norm):
@@ -33,7 +34,7 @@ def operator_norm(weight, norm):
 
 
 def linear_with(contract, forward=None):
-    """A 5 -> 4 subclass of Linear with its own Lipschitz contract, and its own forward pass if one is given."""
+    """A 5 -> 4 subclass of Linear with its own Lipschitz contract, and its own forward pass if given."""
 
     class Planted(nn.Linear):
         pass
@@ -43,6 +44,10 @@ def linear_with(contract, forward=None):
     lipschitz.register(Planted, contract)
     torch.manual_seed(1)
     return Planted(5, 4)
+
+
+def certified_by(certificate):
+    return lambda layer, norm, shape: upper(operator_norm(layer.weight, norm), norm, certificate)
 
 
 @planted("lipschitz: a factor is missing")
@@ -112,7 +117,7 @@ def _(wrong):
             if not wrong and bound.value < operator_norm(subject.weight, bound.norm):
                 raise CertificateError("too small")
 
-    return linear_with(lambda layer, norm, shape: upper(operator_norm(layer.weight, norm), norm, Certificate()))
+    return linear_with(certified_by(Certificate()))
 
 
 @planted("lipschitz: a certificate that does not look at the layer")
@@ -136,10 +141,10 @@ def _(wrong):
 def _(wrong):
     class Certificate:
         def verify(self, bound, subject):
-            if bound.value < operator_norm(subject.weight, bound.norm) * (1.1 if wrong else 1):
+            if bound.value < (1.1 if wrong else 1) * operator_norm(subject.weight, bound.norm):
                 raise CertificateError("too small")
 
-    return linear_with(lambda layer, norm, shape: upper(operator_norm(layer.weight, norm), norm, Certificate()))
+    return linear_with(certified_by(Certificate()))
 
 
 @planted("lipschitz: reading it changes the weight")
@@ -289,7 +294,10 @@ def _(wrong):
         def forward(self, x):
             return torch.where(x > 0, x, self.slope * x)
 
-    lipschitz.register(Leaky, lambda layer, norm, shape: upper(1 if wrong else max(1, abs(layer.slope)), norm))
+    def contract(layer, norm, shape):
+        return upper(1 if wrong else max(1, abs(layer.slope)), norm)
+
+    lipschitz.register(Leaky, contract)
     return Leaky(-3.0)
 
 
@@ -419,7 +427,10 @@ def _(wrong):
         def forward(self, x):
             return torch.where(x > -50, x, 0 * x) if wrong else x
 
-    affine.register(Bent, lambda layer, shape: (torch.eye(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)))
+    def contract(layer, shape):
+        return torch.eye(5, dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+
+    affine.register(Bent, contract)
     return Bent()
 
 
@@ -429,7 +440,7 @@ def _(wrong):
         def forward(self, x):
             return x[:, ::2]
 
-    output_shape.register(Every, lambda layer, shape: ((shape[0] + 2) // 2 if wrong else (shape[0] + 1) // 2,))
+    output_shape.register(Every, lambda layer, shape: ((shape[0] + (2 if wrong else 1)) // 2,))
     return Every()
 
 
@@ -528,7 +539,10 @@ def test_check_refuses_a_layer_without_contracts():
         check(nn.LSTM(3, 3), (3,))
 
 
-@pytest.mark.parametrize("shape, error", [([3], TypeError), ((0,), ValueError), ((), ValueError), ((2.0,), ValueError)])
+NOT_SHAPES = [([3], TypeError), (3, TypeError), ((0,), ValueError), ((), ValueError), ((2.0,), ValueError)]
+
+
+@pytest.mark.parametrize("shape, error", NOT_SHAPES)
 def test_check_refuses_what_is_not_a_shape(shape, error):
     with pytest.raises(error, match="tuple of positive integers"):
         check(nn.ReLU(), shape)

@@ -41,7 +41,7 @@ def bracket_from_gram(bracket):
             lower, upper = (float(end) for end in bracket(matrix, k))
             if not lower <= truth * (1 + 1e-12) or not upper >= truth * (1 - 1e-12):
                 return f"for a {tuple(matrix.shape)} matrix at k = {k}, [{lower:.6g}, {upper:.6g}] misses the norm {truth:.6g}."
-            if not _close(upper / lower, min(matrix.shape) ** 2.0 ** -(k + 1)):
+            if not _close(lower * min(matrix.shape) ** 2.0 ** -(k + 1), upper):
                 return f"at k = {k} the bracket of a {tuple(matrix.shape)} matrix has the wrong width: use rank <= min(m, n)."
     return None
 

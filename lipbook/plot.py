@@ -1,0 +1,156 @@
+"""Figures of one size and one palette, each with a text that says what it shows.
+
+Figures are opaque light cards, so that they read alike on a white page and on a dark one. The palette is
+Okabe and Ito's for colour-blind readers, darkened where a line would be faint on the card; direction is
+always drawn as a shape too. Chapter: how-to-read-a-certificate.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from html import escape
+
+import matplotlib
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from lipbook.bound import Bound, CertificateError, outward
+
+COLORS = {"truth": "#1A1A1A", "power": "#0072B2", "svd": "#00795B", "gram": "#C44E00", "frobenius": "#A2457F"}
+_OTHER = "#555555"
+_STYLE = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.prop_cycle": matplotlib.cycler(color=["#0072B2", "#C44E00", "#00795B", "#A2457F", "#9A6700", "#1A1A1A"]),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 100,
+    "figure.facecolor": "#FFFFFF",
+    "figure.figsize": (6.4, 3.6),
+    "font.size": 10.5,
+    "grid.color": "#E4E4E4",
+    "legend.frameon": False,
+    "savefig.facecolor": "#FFFFFF",
+}
+matplotlib.rcParams.update(_STYLE)
+
+__all__ = ["COLORS", "ladder", "show", "slider"]
+
+
+def ladder(bounds: Sequence[Bound], labels: Sequence[str] | None = None) -> Figure:
+    """Bounds on one quantity as rungs: the lower ones at the foot, the upper ones above, the truth between.
+
+    Args:
+        bounds: at least one; of one norm, region and output.
+        labels: a name for each; its method by default.
+
+    Raises:
+        ValueError, TypeError: no bounds, other things than bounds, or bounds on different quantities.
+        CertificateError: a lower bound above an upper one, so that one of them is wrong.
+    """
+    bounds = list(bounds)
+    if not bounds:
+        raise ValueError("a ladder needs at least one bound, got an empty list.")
+    for bound in bounds:
+        if not isinstance(bound, Bound):
+            raise TypeError(f"a ladder is made of Bound objects, got {type(bound).__name__}.")
+    labels = [bound.method for bound in bounds] if labels is None else list(labels)
+    if len(labels) != len(bounds):
+        raise ValueError(f"{len(bounds)} bounds need {len(bounds)} labels, got {len(labels)}.")
+    if len({(bound.norm, bound.region, bound.output) for bound in bounds}) > 1:
+        raise ValueError("the bounds differ in norm, region or output: they speak of different quantities.")
+    lowest_upper = min((bound.value for bound in bounds if bound.kind == "upper"), default=None)
+    highest_lower = max((bound.value for bound in bounds if bound.kind == "lower"), default=None)
+    if None not in (lowest_upper, highest_lower) and highest_lower > lowest_upper:
+        raise CertificateError(f"a lower bound, {highest_lower!r}, is above an upper one, {lowest_upper!r}: one is wrong.")
+    rungs = sorted(zip(bounds, labels), key=lambda rung: (rung[0].kind == "upper", rung[0].value))
+    return _drawn(rungs, highest_lower, lowest_upper)
+
+
+def _drawn(rungs, highest_lower, lowest_upper):
+    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.42 * len(rungs)))
+    if None not in (highest_lower, lowest_upper):
+        axes.axvspan(highest_lower, lowest_upper, color="#D9D9D9", label="the truth lies here")
+    for height, (bound, _) in enumerate(rungs):
+        marker = "v" if bound.kind == "upper" else "^"
+        axes.plot(bound.value, height, marker, color=COLORS.get(bound.method, _OTHER), markersize=11)
+    values = [bound.value for bound, _ in rungs if bound.value > 0]
+    if values and max(values) > 10 * min(values) and len(values) == len(rungs):
+        axes.set_xscale("log")
+    names = [f"{label}  {'≤' if b.kind == 'upper' else '≥'} {outward(b.value, b.kind)}" for b, label in rungs]
+    axes.set_yticks(range(len(rungs)), names)
+    axes.set_ylim(-0.7, len(rungs) - 0.3)
+    axes.set_xlabel("▲ lower bounds, ▼ upper bounds, the truth in the grey band between")
+    return figure
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Show a figure as a PNG with `alt`, the text that says what a sighted reader would conclude, and close it.
+
+    Raises:
+        ValueError: `alt` is empty or too short to say anything.
+        TypeError: not a figure, or not a text.
+    """
+    from IPython.display import display
+
+    alt = _checked_alt(alt)
+    data = {"image/png": _png(figure), "text/plain": alt}
+    display(data, raw=True, metadata={"image/png": {"alt": alt}})
+
+
+def slider(figures, label: str, alt: Callable[[object], str] | Sequence[str]):
+    """A slider over figures drawn beforehand: it works with the arrow keys, and without a running Python.
+
+    Args:
+        figures: {value: figure} or a list of (value, figure), in the order of the slider; closed afterwards.
+        label: what the values are.
+        alt: a text for each value, as a list or as a function of the value.
+
+    Returns:
+        The widget; the last line of a cell shows it.
+
+    Raises:
+        ValueError, TypeError: fewer than two figures, a text missing or too short, another number of texts.
+    """
+    from ipywidgets import HTML, Layout, SelectionSlider, Stack, VBox, jslink
+
+    frames = list(figures.items()) if isinstance(figures, dict) else list(figures)
+    if len(frames) < 2:
+        raise ValueError(f"a slider needs at least two figures, got {len(frames)}.")
+    texts = [alt(value) for value, _ in frames] if callable(alt) else list(alt)
+    if len(texts) != len(frames):
+        raise ValueError(f"{len(frames)} figures need {len(frames)} texts, got {len(texts)}.")
+    images = [_image(figure, text) for (_, figure), text in zip(frames, texts)]
+    stack = Stack([HTML(image) for image in images], selected_index=0)
+    control = SelectionSlider(
+        options=[(str(value), index) for index, (value, _) in enumerate(frames)],
+        description=str(label),
+        layout=Layout(width="95%", max_width="30em"),
+    )
+    jslink((control, "index"), (stack, "selected_index"))
+    return VBox([control, stack])
+
+
+def _image(figure, alt):
+    alt = escape(_checked_alt(alt), quote=True)
+    return f'<img alt="{alt}" style="max-width:100%;height:auto" src="data:image/png;base64,{_png(figure)}">'
+
+
+def _png(figure):
+    """The figure as base64 text, the same bytes at each run, and the figure closed."""
+    if not isinstance(figure, Figure):
+        raise TypeError(f"figure must be a matplotlib Figure, got {type(figure).__name__}.")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
+    plt.close(figure)
+    return base64.b64encode(content.getvalue()).decode("ascii")
+
+
+def _checked_alt(alt):
+    if not isinstance(alt, str):
+        raise TypeError(f"alt must be a text that says what the figure shows, got {type(alt).__name__}.")
+    alt = " ".join(alt.split())
+    if len(alt) < 20:
+        raise ValueError(f"alt must say what a sighted reader would conclude, got only {alt!r}.")
+    return alt

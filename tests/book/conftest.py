@@ -23,7 +23,14 @@ CHROMIUM = [
     r"C:\Program Files\Google\Chrome\Application\chrome.exe",
     r"C:\Program Files (x86)\Google\Chrome\Application\chrome.exe",
 ]
-QUIET = "background-networking component-update sync quic".split()
+QUIET = [
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-quic",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--no-first-run",
+]
 
 
 def pages():
@@ -60,7 +67,7 @@ def served(folder):
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -87,13 +94,11 @@ def planted(tmp_path):
 # One browser a module, not a session: while it runs, its event loop is this thread's, and notebooks need their own.
 @pytest.fixture(scope="module")
 def browser():
-    """Headless Chromium."""
+    """Headless Chromium, for which no host but localhost has an address."""
     found = next((path for path in map(shutil.which, CHROMIUM) if path), None)
     if not found:
         missing("No Chromium or Chrome is installed: the built pages were not read in a browser.")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=found, args=["--no-first-run", *(f"--disable-{what}" for what in QUIET)]
-        )
+        chromium = playwright.chromium.launch(executable_path=found, args=QUIET)
         yield chromium
         chromium.close()

@@ -75,12 +75,9 @@ def opened(browser, address, theme="light", width=1280):
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
     context.add_init_script(f'localStorage.setItem("mode", "{theme}"); localStorage.setItem("theme", "{theme}")')
 
-    def outside(url):
-        return not url.startswith((f"http://{home}/", "file:", "data:", "blob:"))
-
-    def leave(route):
-        problems.append(f"left localhost: {route.request.url}")
-        route.abort()
+    def request(sent):
+        if not sent.url.startswith((f"http://{home}/", "file:", "data:", "blob:")):
+            problems.append(f"left localhost: {sent.url}")
 
     def answer(response):
         if response.status >= 400:
@@ -90,8 +87,8 @@ def opened(browser, address, theme="light", width=1280):
         if message.type == "error" and "Failed to load resource" not in message.text:
             problems.append(f"console error: {message.text}")
 
-    context.route(outside, leave)
     page = context.new_page()
+    page.on("request", request)
     page.on("response", answer)
     page.on("console", console)
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))

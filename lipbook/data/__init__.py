@@ -1,5 +1,7 @@
 """The book's two data sets, read offline; the same split and the same order every time."""
 
-from lipbook.data.images import Split, digits, fashion_mnist
+from lipbook.data.dataset import Dataset
+from lipbook.data.fashion import DataFileError, fashion_mnist
+from lipbook.data.handwritten import digits
 
-__all__ = ["Split", "digits", "fashion_mnist"]
+__all__ = ["DataFileError", "Dataset", "digits", "fashion_mnist"]

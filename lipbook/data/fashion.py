@@ -1,8 +1,8 @@
 """Fashion-MNIST, read from the four files that ship with the package.
 
 Source: Xiao, Rasul and Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
-Algorithms", arXiv 1708.07747 (copyright Zalando SE, MIT licence). The files are those of Debian's package
-`dataset-fashion-mnist`: the published ones with the name and the time left out of their gzip headers.
+Algorithms", arXiv 1708.07747 (copyright Zalando SE, MIT licence). The files are the published ones, byte for
+byte: a test compares them with the MD5 sums that came with them.
 """
 
 import gzip
@@ -15,9 +15,9 @@ import torch
 
 from lipbook.data.dataset import Dataset
 
-FOLDER = Path(__file__).parent / "fashion_mnist"
+FOLDER = Path(__file__).parent / "fashion_mnist_files"
 
-# SHA-256 of the *decompressed* files, so that a copy of the published files serves as well.
+# SHA-256 of the decompressed content, so that a copy packed again serves as well.
 SHA256 = {
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -62,7 +62,7 @@ def _labels(name):
 def _content(name):
     path = FOLDER / name
     mend = (
-        "Restore it (`git checkout -- lipbook/data/fashion_mnist` in the book's folder, or install lipbook again), "
+        "Restore it (`git checkout -- lipbook/data` in the book's folder, or install lipbook again), "
         "or copy the file of that name from https://github.com/zalandoresearch/fashion-mnist, data/fashion."
     )
     try:

@@ -1,0 +1,253 @@
+"""Bad input to every public function: a ValueError or TypeError that names what was wrong.
+
+Each row is a call of the function and a word that the message must contain, the offending value or type. A
+public function without rows, or without a row for an argument, fails the test.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import pkgutil
+import re
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+import lipbook
+
+ONE = torch.ones(3)
+EYE = torch.eye(3)
+NAN = torch.tensor([[1.0, math.nan]])
+INF = torch.tensor([[1.0, math.inf]])
+UPPER = lipbook.Bound(2.0, "upper", method="svd")
+ALT = "Two bounds, the upper one twice the lower one."
+
+
+class Unknown(nn.Module):
+    def forward(self, x):
+        return x
+
+
+def layers(f, whole=False):
+    """Rows for what every contract refuses: `f` calls it with a layer; `whole`: it takes no nn.Sequential."""
+    return [
+        (lambda c: f(c, torch.relu), "relu"),
+        (lambda c: f(c, nn.Linear), "nn.Linear is a class"),
+        (lambda c: f(c, EYE), "Module"),
+        (lambda c: f(c, None), "None"),
+        (lambda c: f(c, Unknown()), "Unknown"),
+        (lambda c: f(c, nn.LSTM(3, 3)), "nn.LSTM"),
+        (lambda c: f(c, nn.Sequential(nn.ReLU(), Unknown())), "nn.Sequential has no" if whole else "Unknown"),
+    ]
+
+
+def shapes(f):
+    """Rows for bad shapes of a layer that takes three numbers."""
+    return [
+        (lambda c: f(c, nn.Linear(3, 2), 3), "3"),
+        (lambda c: f(c, nn.Linear(3, 2), [3]), "[3]"),
+        (lambda c: f(c, nn.Linear(3, 2), ()), "()"),
+        (lambda c: f(c, nn.Linear(3, 2), (0,)), "(0,)"),
+        (lambda c: f(c, nn.Linear(3, 2), (-3,)), "(-3,)"),
+        (lambda c: f(c, nn.Linear(3, 2), (3.0,)), "(3.0,)"),
+        (lambda c: f(c, nn.Linear(3, 2), (4,)), "(4,)"),
+    ]
+
+
+def broken_weights():
+    layer = nn.Linear(3, 2)
+    nn.init.constant_(layer.weight, math.nan)
+    return layer
+
+
+BAD = {
+    "lipbook.Ball": [
+        (lambda f: f([0.0], 1), "list"),
+        (lambda f: f(torch.zeros(2, dtype=torch.int64), 1), "torch.int64"),
+        (lambda f: f(torch.zeros(2, dtype=torch.complex64), 1), "torch.complex64"),
+        (lambda f: f(torch.zeros(0), 1), "(0,)"),
+        (lambda f: f(NAN, 1), "NaN"),
+        (lambda f: f(INF, 1), "infinite"),
+        (lambda f: f(ONE, -1), "-1"),
+        (lambda f: f(ONE, math.inf), "inf"),
+        (lambda f: f(ONE, "1"), "str"),
+        (lambda f: f(ONE, True), "bool"),
+        (lambda f: f(ONE, None), "NoneType"),
+        (lambda f: f(ONE, 1, norm=1), "1"),
+        (lambda f: f(ONE, 1, norm="2"), "'2'"),
+        (lambda f: f(ONE, 1, norm=-math.inf), "-inf"),
+        (lambda f: f(ONE, 1, norm=math.nan), "nan"),
+    ],
+    "lipbook.Bound": [
+        (lambda f: f(-1.0, "upper"), "-1.0"),
+        (lambda f: f(math.inf, "lower"), "inf"),
+        (lambda f: f("2", "upper"), "str"),
+        (lambda f: f(True, "upper"), "bool"),
+        (lambda f: f(1.0, "Upper"), "'Upper'"),
+        (lambda f: f(1.0, None), "None"),
+        (lambda f: f(1.0, "upper", norm=3), "3"),
+        (lambda f: f(1.0, "upper", norm="inf"), "'inf'"),
+        (lambda f: f(1.0, "upper", region=ONE), "Tensor"),
+        (lambda f: f(1.0, "upper", output=-1), "-1"),
+        (lambda f: f(1.0, "upper", output=1.5), "1.5"),
+        (lambda f: f(1.0, "upper", output=True), "True"),
+        (lambda f: f(1.0, "upper", output=(1, 2, 3)), "(1, 2, 3)"),
+        (lambda f: f(1.0, "upper", output=(1, -2)), "(1, -2)"),
+        (lambda f: f(1.0, "upper", output="pairs"), "'pairs'"),
+    ],
+    "lipbook.bounds.spectral_norm": [
+        (lambda f: f([[1.0]]), "list"),
+        (lambda f: f(torch.eye(3, dtype=torch.int64)), "torch.int64"),
+        (lambda f: f(torch.eye(3, dtype=torch.complex128)), "torch.complex128"),
+        (lambda f: f(ONE), "(3,)"),
+        (lambda f: f(torch.ones(2, 3, 4)), "(2, 3, 4)"),
+        (lambda f: f(torch.zeros(0, 3)), "(0, 3)"),
+        (lambda f: f(NAN), "NaN"),
+        (lambda f: f(INF), "infinite"),
+        (lambda f: f(EYE, method="qr"), "'qr'"),
+        (lambda f: f(EYE, method=None), "None"),
+        (lambda f: f(EYE, steps=3), "3"),
+        (lambda f: f(EYE, method="gram", steps=-1), "-1"),
+        (lambda f: f(EYE, method="gram", steps=2.0), "float"),
+        (lambda f: f(EYE, method="power", steps=True), "bool"),
+    ],
+    "lipbook.contracts.lipschitz": [
+        *layers(lambda c, layer: c(layer)),
+        *shapes(lambda c, layer, shape: c(layer, input_shape=shape)),
+        (lambda c: c(broken_weights()), "NaN"),
+        (lambda c: c(nn.ReLU(), norm=1), "1"),
+        (lambda c: c(nn.Dropout(0.5)), "nn.Dropout"),
+        (lambda c: c(nn.LazyLinear(3)), "nn.LazyLinear"),
+        (lambda c: c(nn.ReLU(), norm="inf"), "'inf'"),
+        (lambda c: c.register(int), "int"),
+        (lambda c: c.register(nn.ReLU()), "ReLU"),
+    ],
+    "lipbook.contracts.affine": [
+        *layers(lambda c, layer: c(layer, (3,)), whole=True),
+        *shapes(lambda c, layer, shape: c(layer, shape)),
+        (lambda c: c(broken_weights(), (3,)), "NaN"),
+        (lambda c: c(nn.ReLU(), (3,)), "nn.ReLU"),
+    ],
+    "lipbook.contracts.output_shape": [
+        *layers(lambda c, layer: c(layer, (3,))),
+        *shapes(lambda c, layer, shape: c(layer, shape)),
+    ],
+    "lipbook.contracts.expand": layers(lambda c, layer: c(layer)),
+    "lipbook.contracts.slopes": [
+        *layers(lambda c, layer: c(layer), whole=True),
+        (lambda c: c(nn.Linear(3, 3)), "nn.Linear"),
+        (lambda c: c(nn.ReLU(), lower=ONE), "one of them"),
+        (lambda c: c(nn.ReLU(), upper=ONE), "one of them"),
+        (lambda c: c(nn.ReLU(), lower=-1.0, upper=1.0), "float"),
+        (lambda c: c(nn.ReLU(), lower=ONE, upper=torch.ones(4)), "(4,)"),
+        (lambda c: c(nn.ReLU(), lower=2 * ONE, upper=ONE), "lower"),
+        (lambda c: c(nn.ReLU(), lower=NAN, upper=INF), "NaN"),
+        (lambda c: c(nn.ReLU(), lower=ONE, upper=torch.ones(3, dtype=torch.int64)), "torch.int64"),
+    ],
+    "lipbook.contracts.check": [
+        *layers(lambda c, layer: c(layer, (3,))),
+        *shapes(lambda c, layer, shape: c(layer, shape)),
+        (lambda c: c(nn.ReLU(), (3,), seed="0"), "'0'"),
+        (lambda c: c(nn.ReLU(), (3,), seed=1.5), "1.5"),
+        (lambda c: c(nn.ReLU(), (3,), seed=True), "True"),
+    ],
+    "lipbook.plot.ladder": [
+        (lambda f: f([]), "empty"),
+        (lambda f: f([1.0]), "float"),
+        (lambda f: f(3), "int"),
+        (lambda f: f(UPPER), "Bound"),
+        (lambda f: f([UPPER], labels=[]), "0"),
+        (lambda f: f([UPPER, dataclasses.replace(UPPER, norm=math.inf)]), "norm"),
+        (lambda f: f([UPPER, dataclasses.replace(UPPER, output=3)]), "output"),
+        (lambda f: f([UPPER, dataclasses.replace(UPPER, region=lipbook.Ball(ONE, 1))]), "region"),
+    ],
+    "lipbook.plot.show": [
+        (lambda f: f(Figure(), ""), "''"),
+        (lambda f: f(Figure(), " "), "''"),
+        (lambda f: f(Figure(), None), "NoneType"),
+        (lambda f: f(Figure(), 3), "int"),
+        (lambda f: f("figure", ALT), "str"),
+        (lambda f: f(None, ALT), "NoneType"),
+    ],
+    "lipbook.plot.slider": [
+        (lambda f: f({}, "steps", []), "0"),
+        (lambda f: f({1: Figure()}, "steps", [ALT]), "1"),
+        (lambda f: f({1: Figure(), 2: Figure()}, "steps", [ALT]), "1"),
+        (lambda f: f({1: Figure(), 2: Figure()}, "steps", [ALT, ""]), "''"),
+        (lambda f: f({1: Figure(), 2: Figure()}, "steps", None), "NoneType"),
+        (lambda f: f({1: Figure(), 2: None}, "steps", [ALT, ALT]), "NoneType"),
+        (lambda f: f([Figure(), Figure()], "steps", [ALT, ALT]), "Figure"),
+        (lambda f: f(3, "steps", [ALT]), "int"),
+    ],
+    "lipbook.claims.claim": [
+        (lambda f: f("spectral norms", "It is small.", 1, True), "'spectral norms'"),
+        (lambda f: f("Bounds/a/b", "It is small.", 1, True), "'Bounds/a/b'"),
+        (lambda f: f(None, "It is small.", 1, True), "None"),
+        (lambda f: f("bounds/a/b", "", 1, True), "''"),
+        (lambda f: f("bounds/a/b", 3, 1, True), "3"),
+        (lambda f: f("bounds/a/b", "It is small.", math.nan, True), "NaN"),
+        (lambda f: f("bounds/a/b", "It is small.", object(), True), "object"),
+        (lambda f: f("bounds/a/b", "It is small.", EYE, True), "Tensor"),
+        (lambda f: f("bounds/a/b", "It is small.", 1, "yes"), "'yes'"),
+        (lambda f: f("bounds/a/b", "It is small.", 1, 1), "1"),
+        (lambda f: f("bounds/a/b", "It is small.", 1, None), "None"),
+        (lambda f: f("bounds/a/b", "It is small.", 1, torch.ones(2) > 0), "True, True"),
+        (lambda f: f("bounds/a/b", "It is small.", 1, True, source=3), "int"),
+        (lambda f: f("bounds/a/b", "It is small.", 1.0, True, digits=0), "0"),
+        (lambda f: f("bounds/a/b", "It is small.", 1.0, True, digits=2.5), "2.5"),
+    ],
+    "lipbook.claims.results": [
+        (lambda f: f("gram_rounding"), "'gram_rounding'"),
+        (lambda f: f("experiments/bounds/gram.json"), "'experiments/bounds/gram.json'"),
+        (lambda f: f("experiments/../pyproject"), "'experiments/../pyproject'"),
+        (lambda f: f(None), "None"),
+    ],
+    "lipbook.exercises.check": [
+        (lambda f: f("bounds/spectral-norms", 1), "'bounds/spectral-norms'"),
+        (lambda f: f("bounds/spectral-norms/99", 1), "'bounds/spectral-norms/99'"),
+        (lambda f: f("bounds/no-such-chapter/1", 1), "bounds/no-such-chapter"),
+        (lambda f: f("../registry/1", 1), "'../registry/1'"),
+        (lambda f: f(None, 1), "None"),
+    ],
+}
+
+
+WITHOUT_ALL = ["lipbook.claims"]  # its functions are public without a list
+
+
+def defined(module):
+    """The names of the functions that a module defines itself, without the private ones."""
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return [name for name, function in functions if function.__module__ == module.__name__ and name[0] != "_"]
+
+
+def public_functions():
+    """`{dotted name: function or class}` of what is public and takes arguments, errors and tuples left out."""
+    found = {}
+    submodules = [module.name for module in pkgutil.walk_packages(lipbook.__path__, "lipbook.")]
+    for module in map(importlib.import_module, ["lipbook", *submodules]):
+        for name in getattr(module, "__all__", defined(module) if module.__name__ in WITHOUT_ALL else []):
+            public = getattr(module, name)
+            exempt = isinstance(public, type) and issubclass(public, (Exception, tuple))
+            if callable(public) and not exempt and inspect.signature(public).parameters:
+                found[f"{module.__name__}.{name}"] = public
+    return found
+
+
+PUBLIC = public_functions()
+ROWS = [(name, call, word) for name, rows in BAD.items() for call, word in rows]
+
+
+def test_every_public_function_has_rows():
+    assert set(BAD) == set(PUBLIC)
+
+
+@pytest.mark.parametrize(("name", "call", "word"), ROWS, ids=[f"{name}-{word}" for name, _, word in ROWS])
+def test_bad_input_is_named(name, call, word):
+    with pytest.raises((ValueError, TypeError), match=re.escape(word)) as caught:
+        call(PUBLIC[name])
+    assert len(str(caught.value).split()) >= 5, "too short to say what to do"
+    assert f"{PUBLIC[name].__name__}()" not in str(caught.value), "Python's own complaint about a call"

@@ -65,7 +65,8 @@ test test-thorough lab run: export PYTHONHASHSEED := 0
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "The book needs Python 3.11 or \
-	newer, and $(PYTHON) is not (or is not there). Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	newer, and $(PYTHON) is not, or is not there. Name another: make $(MAKECMDGOALS) PYTHON=python3.12"; \
+	exit 1; }
 	@echo "Installing into .venv: a few minutes the first time."
 	@test -e $(BIN) || $(PYTHON) -m venv .venv
 ifneq ($(TORCH_INDEX),)

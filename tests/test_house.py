@@ -25,8 +25,8 @@ def tracked():
     """The files that git knows; a copy without git has none to look at."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
         pytest.skip("not a git checkout: there is no list of its files.")
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True).stdout
-    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+    listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True, text=True)
+    return [ROOT / name for name in listing.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def declared():
@@ -59,7 +59,8 @@ def test_conda_installs_the_same_from_the_same_files():
 
 
 def test_the_workflow_tries_the_oldest_versions_that_the_package_allows():
-    rows = yaml.safe_load(text(".github/workflows/tests.yml"))["jobs"]["tests"]["strategy"]["matrix"]["include"]
+    job = yaml.safe_load(text(".github/workflows/tests.yml"))["jobs"]["tests"]
+    rows = job["strategy"]["matrix"]["include"]
     oldest = {str(r.specifier).removeprefix(">=") for r in declared() if r.name == "torch"}
     python = PROJECT["requires-python"].removeprefix(">=")
     assert any(row["python"] == python and row["torch"].removeprefix("torch==") in {f"{v}.0" for v in oldest}
@@ -91,8 +92,10 @@ def test_make_help_lists_every_target():
 
 def test_what_is_vendored_has_a_licence_beside_it():
     folders = [folder for folder in VENDOR.iterdir() if folder.is_dir()]
-    assert {folder.name for folder in folders} == set(re.findall(r"^([a-z-]+)/ ", text(VENDOR / "ORIGIN.txt"), re.M))
-    assert [folder for folder in folders if not (folder / "LICENSE").read_text(encoding="utf-8").strip()] == []
+    described = re.findall(r"^([a-z-]+)/ ", text(VENDOR / "ORIGIN.txt"), re.MULTILINE)
+    assert {folder.name for folder in folders} == set(described)
+    for folder in folders:
+        assert text(folder / "LICENSE").strip(), f"the licence in {folder.name} is empty"
 
 
 def test_no_file_names_a_path_of_the_machine_it_was_made_on():

@@ -40,7 +40,7 @@ def pages():
 
 
 def missing(sentence):
-    """Skip; or fail, where the environment variable LIPBOOK_REQUIRE_BROWSER says that nothing may be missing."""
+    """Skip; or fail, where LIPBOOK_REQUIRE_BROWSER=1 in the environment says that nothing may be missing."""
     if os.environ.get("LIPBOOK_REQUIRE_BROWSER") == "1":
         pytest.fail(sentence)
     pytest.skip(sentence)
@@ -84,14 +84,15 @@ def planted(tmp_path):
     """A function that serves the body of one page, and returns its address."""
     with served(tmp_path) as address:
         def plant(body):
-            (tmp_path / "page.html").write_text(f"<!doctype html><title>A page</title><body>{body}</body>", "utf-8")
+            page = f"<!doctype html><title>A page</title><body>{body}</body>"
+            (tmp_path / "page.html").write_text(page, encoding="utf-8")
             (tmp_path / "favicon.ico").touch()
             return f"{address}/page.html"
 
         yield plant
 
 
-# One browser a module, not a session: while it runs, its event loop is this thread's, and notebooks need their own.
+# One a module, not a session: while it runs, its event loop is this thread's, and notebooks need their own.
 @pytest.fixture(scope="module")
 def browser():
     """Headless Chromium, for which no host but localhost has an address."""

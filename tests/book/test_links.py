@@ -24,7 +24,7 @@ class Page(HTMLParser):
 
 
 def dead_links(path: Path, parsed: dict[Path, Page]) -> list[str]:
-    """The targets of a page that are neither elsewhere on the web nor in the folder. `parsed` remembers pages."""
+    """The targets of a page that are neither on the web nor in the folder. `parsed` remembers pages."""
     def page(file):
         if file not in parsed:
             parsed[file] = Page(file)

@@ -15,8 +15,16 @@ import torch
 from torch import nn
 
 from lipbook.bound import CertificateError, UnsupportedLayerError
-from lipbook.contracts.definitions import affine, checked_shape, contracts_of, expand, lipschitz, output_shape, slopes
-from lipbook.contracts.guard import name_of, require_layer
+from lipbook.contracts.definitions import (
+    affine,
+    checked_shape,
+    contracts_of,
+    expand,
+    lipschitz,
+    output_shape,
+    slopes,
+)
+from lipbook.contracts.guard import name_of, require_copyable, require_layer
 from lipbook.contracts.pairs import lengths, slopes_of_pairs, start_points, steepest_pair
 from lipbook.contracts.slope_attacks import attack_slopes
 from lipbook.contracts.variants import (
@@ -62,6 +70,7 @@ def check(layer: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> dict
         raise TypeError(f"seed must be an int, got {seed!r}.")
     if not contracts_of(layer):
         expand(layer)  # raises, and says what to do
+    require_copyable(layer)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.default_generator.manual_seed(seed)
         modes = _accepted_modes(layer, input_shape)
@@ -175,8 +184,8 @@ def _attack_batch(target):
     if gap > target.tolerance * size:
         target.fail(
             " or ".join(contracts_of(target.layer)),
-            f"the output of a sample depends on its batch: beside {len(batch) - 1} others and alone it differs by "
-            f"up to {gap:.6g}, from x = {shown(batch[0])} on.",
+            f"the output of a sample depends on its batch: beside {len(batch) - 1} others and alone it "
+            f"differs by up to {gap:.6g}, from x = {shown(batch[0])} on.",
         )
 
 

@@ -74,7 +74,7 @@ def affine(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tens
 
     Returns:
         weight of shape (numbers out, numbers in) and bias of shape (numbers out,), on the layer's device: the
-        stored numbers themselves, and for BatchNorm, which divides, numbers within a few units in the last place.
+        stored numbers themselves, and for BatchNorm, which divides, within a few units in the last place.
 
     Raises:
         UnsupportedLayerError, ValueError, TypeError: as `lipschitz`.

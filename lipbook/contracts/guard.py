@@ -56,6 +56,14 @@ def guard(layer: nn.Module, owner: type) -> None:
         raise UnsupportedLayerError(f"{name_of(layer)} {sentence}")
 
 
+def require_copyable(layer: nn.Module) -> None:
+    """Raise `UnsupportedLayerError` if a copy of the layer would not show what the guard refuses in it."""
+    for module in layer.modules():
+        sentence = _uninitialised(module) or _instance_attributes(module) or _tensors(module)
+        if sentence is not None:
+            raise UnsupportedLayerError(f"{name_of(module)} {sentence}")
+
+
 def require_layer(layer) -> None:
     """Raise `UnsupportedLayerError` unless `layer` is an instance of `nn.Module`."""
     if isinstance(layer, type):
@@ -163,9 +171,9 @@ def _parametrisations(layer):
         for step in chain:
             if type(step) not in _KNOWN_PARAMETRISATIONS:
                 return (
-                    f"has the parametrisation {type(step).__name__} on {name}, which lipbook does not know: "
-                    f"keep its value with torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r}), or "
-                    "write a layer that computes it and register its contracts."
+                    f"has the parametrisation {type(step).__name__} on {name}, which lipbook does not know: keep "
+                    "its value (torch.nn.utils.parametrize.remove_parametrizations(layer, "
+                    f"{name!r})), or write a layer that computes it and register its contracts."
                 )
             problem = _instance_attributes(step) or _hooks(step)
             if problem:

@@ -1,7 +1,7 @@
 """The norm of a matrix from l_inf to l_inf: its largest row sum of absolute values, rounded up.
 
-|sum_j a_ij x_j| <= sum_j |a_ij| max_j |x_j|, with equality where x holds the signs of row i. A computed sum of
-n non-negative numbers is within the factor 1 +- gamma_(n-1) of the true one in whatever order it is taken
+|sum_j a_ij x_j| <= sum_j |a_ij| max_j |x_j|, with equality where x holds the signs of row i. A computed sum
+of n non-negative numbers is within the factor 1 +- gamma_(n-1) of the true one in whatever order it is taken
 (analysed by Higham, "The accuracy of floating point summation", SIAM J. Sci. Comput. 14, 1993).
 
 Chapter: bounds/spectral-norms.

@@ -1,0 +1,71 @@
+"""The product of factors, rounded up, and what the certificates of layers refuse."""
+
+import dataclasses
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from lipbook import Ball, CertificateError
+from lipbook.contracts import lipschitz
+from lipbook.contracts.certificates import product_up
+
+
+@given(st.lists(st.floats(0, 1e200), max_size=6))
+def test_the_product_is_never_below_the_exact_one(factors):
+    product, exact = product_up(factors), math.prod(map(Fraction, factors))
+    if not math.isinf(product):
+        assert Fraction(product) >= exact
+        assert Fraction(product) <= exact * (1 + Fraction(1, 10**14)) + Fraction(1, 10**300)
+
+
+def test_products_that_a_float_holds_are_exact():
+    assert product_up([]) == product_up([1.0] * 50) == 1.0
+    assert product_up([0.5, 3.0, 2.0]) == 3.0
+    assert product_up([math.inf, 0.0]) == 0.0 and product_up([math.inf, 2.0]) == math.inf
+    assert product_up([1e-200, 1e-200]) > 0
+
+
+NET = [nn.Linear(4, 4), nn.GELU(), nn.BatchNorm1d(4).eval(), nn.Linear(4, 2)]
+
+
+@pytest.mark.parametrize("layer", [*NET[:3], nn.Sequential(*NET)], ids=lambda layer: type(layer).__name__)
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_a_bound_of_another_form_is_refused(layer, norm):
+    bound = lipschitz(layer, norm)
+    other = math.inf if norm == 2 else 2
+    for change in ({"norm": other}, {"kind": "lower"}, {"output": 0}, {"output": (0, 1)}):
+        with pytest.raises(CertificateError):
+            dataclasses.replace(bound, **change).verify(layer)
+    dataclasses.replace(bound, region=Ball(torch.zeros(4), 1.0)).verify(layer)
+
+
+def test_the_stored_values_of_the_factors_are_not_trusted():
+    layer = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    bound = lipschitz(layer)
+    small = dataclasses.replace(bound.certificate.factors[0], value=bound.value / 2)
+    forged = dataclasses.replace(bound.certificate, factors=(small, bound.certificate.factors[1]))
+    with pytest.raises(CertificateError):
+        dataclasses.replace(bound, value=bound.value / 2, certificate=forged).verify(layer)
+
+
+def test_a_weight_one_percent_larger_is_noticed():
+    layer = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+    for norm in (2, math.inf):
+        bound = lipschitz(layer, norm)
+        with torch.no_grad():
+            layer[2].weight.mul_(1.01)
+        with pytest.raises(CertificateError):
+            bound.verify(layer)
+
+
+def test_an_attribute_that_changed_is_noticed():
+    layer = nn.LeakyReLU(0.1)
+    bound = lipschitz(layer)
+    layer.negative_slope = -2.0
+    with pytest.raises(CertificateError, match="needs 2.0"):
+        bound.verify(layer)

@@ -1,0 +1,98 @@
+"""Bad input to the contract functions, and the form of what a registered function must return."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lipbook import Bound
+from lipbook.contracts import affine, lipschitz, output_shape, slopes
+
+ONES = torch.ones(3)
+NOT_SHAPES = [([3], TypeError), (3, TypeError), ("3", TypeError), ((), ValueError), ((0,), ValueError)]
+NOT_SHAPES += [((-1,), ValueError), ((3.0,), ValueError), ((True,), ValueError), ((None, 3), ValueError)]
+
+
+@pytest.mark.parametrize("shape, error", NOT_SHAPES)
+def test_a_shape_is_a_tuple_of_positive_integers(shape, error):
+    for read in (affine, output_shape, lambda layer, shape: lipschitz(layer, 2, shape)):
+        with pytest.raises(error, match="tuple of positive integers"):
+            read(nn.Identity(), shape)
+
+
+def test_a_torch_size_is_a_shape():
+    assert output_shape(nn.Flatten(), torch.zeros(2, 3).shape) == (6,)
+
+
+@pytest.mark.parametrize("norm", [1, 3, "2", None, math.nan, True])
+def test_the_norm_is_two_or_infinity(norm):
+    with pytest.raises(ValueError, match="norm must be 2 or math.inf"):
+        lipschitz(nn.ReLU(), norm)
+
+
+INTERVALS = [
+    ((ONES, None), ValueError, "neither"),
+    ((None, ONES), ValueError, "neither"),
+    ((1.0, 2.0), TypeError, "lower must be a torch.Tensor"),
+    ((ONES.int(), ONES), TypeError, "lower must have a real floating dtype"),
+    ((ONES * math.nan, ONES), ValueError, "lower has an entry that is NaN"),
+    ((ONES, ONES * math.inf), ValueError, "upper has an entry that is NaN or infinite"),
+    ((ONES, ONES[:2]), ValueError, "one shape"),
+    ((ONES, ONES - 1e-3), ValueError, "lower must be at most upper"),
+]
+
+
+@pytest.mark.parametrize("ends, error, message", INTERVALS)
+def test_an_interval_is_two_finite_tensors_of_one_shape_in_order(ends, error, message):
+    with pytest.raises(error, match=message):
+        slopes(nn.Tanh(), *ends)
+
+
+def registered(contract, function):
+    class Own(nn.Module):
+        def forward(self, x):
+            return x
+
+    contract.register(Own)(function)
+    return Own()
+
+
+@pytest.mark.parametrize("returned", [1.0, Bound(1, "lower"), Bound(1, "upper", norm=math.inf)], ids=repr)
+def test_a_lipschitz_contract_must_return_an_upper_bound_in_the_norm_asked_for(returned):
+    layer = registered(lipschitz, lambda layer, norm, shape: returned)
+    with pytest.raises(TypeError, match="contract of .*Own must return an upper Bound in norm 2"):
+        lipschitz(layer)
+
+
+@pytest.mark.parametrize(
+    "weight, bias",
+    [
+        (torch.eye(2), torch.zeros(2)),
+        (torch.eye(3).double(), torch.zeros(3).double()),
+        (torch.eye(2).double(), torch.zeros(2)),
+    ],
+)
+def test_an_affine_contract_must_return_float64_of_the_right_shape(weight, bias):
+    layer = registered(affine, lambda layer, shape: (weight, bias))
+    with pytest.raises(TypeError, match="must return a float64 weight"):
+        affine(layer, (2,))
+
+
+@pytest.mark.parametrize("a, b, dtype", [(0.0, 1.0, torch.float32), (1.0, 0.0, torch.float64)])
+def test_a_slopes_contract_must_return_float64_in_order(a, b, dtype):
+    ends = torch.tensor(a, dtype=dtype), torch.tensor(b, dtype=dtype)
+    layer = registered(slopes, lambda layer, lower, upper: ends)
+    with pytest.raises(TypeError, match="must return float64 tensors a <= b"):
+        slopes(layer)
+
+
+def test_register_works_as_a_decorator_and_returns_the_function():
+    class Own(nn.Module):
+        pass
+
+    @output_shape.register(Own)
+    def shape(layer, input_shape):
+        return (7,)
+
+    assert output_shape(Own(), (3,)) == (7,) and shape(None, None) == (7,)

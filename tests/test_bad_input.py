@@ -40,6 +40,7 @@ def layers(f, whole=False):
         (lambda c: f(c, None), "None"),
         (lambda c: f(c, Unknown()), "Unknown"),
         (lambda c: f(c, nn.LSTM(3, 3)), "nn.LSTM"),
+        (lambda c: f(c, nn.LazyLinear(3)), "nn.LazyLinear"),
         (lambda c: f(c, nn.Sequential(nn.ReLU(), Unknown())), "nn.Sequential has no" if whole else "Unknown"),
     ]
 
@@ -120,7 +121,6 @@ BAD = {
         (lambda c: c(broken_weights()), "NaN"),
         (lambda c: c(nn.ReLU(), norm=1), "1"),
         (lambda c: c(nn.Dropout(0.5)), "nn.Dropout"),
-        (lambda c: c(nn.LazyLinear(3)), "nn.LazyLinear"),
         (lambda c: c(nn.ReLU(), norm="inf"), "'inf'"),
         (lambda c: c.register(int), "int"),
         (lambda c: c.register(nn.ReLU()), "ReLU"),
@@ -190,6 +190,9 @@ BAD = {
         (lambda f: f("bounds/a/b", 3, 1, True), "3"),
         (lambda f: f("bounds/a/b", "It is small.", math.nan, True), "NaN"),
         (lambda f: f("bounds/a/b", "It is small.", object(), True), "object"),
+        (lambda f: f("bounds/a/b", "It is small.", EYE, True), "Tensor"),
+        (lambda f: f("bounds/a/b", "It is small.", (2, 1), True), "2 and 1"),
+        (lambda f: f("bounds/a/b", "On two\nlines.", 1, True), "two\\nlines"),
         (lambda f: f("bounds/a/b", "It is small.", 1, "yes"), "'yes'"),
         (lambda f: f("bounds/a/b", "It is small.", 1, 1), "1"),
         (lambda f: f("bounds/a/b", "It is small.", 1, None), "None"),

@@ -19,6 +19,7 @@ HIDDEN = {"hide-input", "hide-cell", "remove-input", "remove-cell"}
 STRUCK_WORDS = re.compile(r"\b(clearly|simply|note that)\b", re.IGNORECASE)
 SECTIONS = ("objectives", "exercises", "takeaways")
 EXERCISES = range(5, 9)
+ACCEPTED = "{key}: right."  # the line that lipbook.exercises.check prints
 
 
 def code_cells(notebook):
@@ -126,7 +127,7 @@ def solutions_are_checked_and_accepted(notebook, chapter):
         printed = "".join(output.get("text", "") for output in cell.outputs)
         if not re.fullmatch(rf"_ = check\([\"']{re.escape(str(key))}[\"'], .+\)", last):
             found.append(f"{cell.id}: a solution ends in `_ = check({key!r}, answer)`, as its metadata says.")
-        elif f"Exercise {key}: correct." not in printed.splitlines():
+        elif ACCEPTED.format(key=key) not in printed.splitlines():
             found.append(f"{cell.id}: the solution of {key} was not accepted, it printed {printed[:80]!r}.")
     return found
 

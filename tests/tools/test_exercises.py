@@ -32,8 +32,14 @@ def test_every_exercise_has_three_recorded_wrong_answers():
     assert {key: len(answers) for key, answers in WRONG.items()} == dict.fromkeys(REGISTERED, 3)
 
 
+def test_the_line_of_acceptance_is_the_one_that_the_house_rules_look_for(monkeypatch, capsys):
+    monkeypatch.setitem(CHECKS, REGISTERED[0], lambda answer: None)
+    assert check(REGISTERED[0], 1) is True
+    assert capsys.readouterr().out == lint.ACCEPTED.format(key=REGISTERED[0]) + "\n"
+
+
 @pytest.mark.parametrize("number", range(3))
 @pytest.mark.parametrize("key", REGISTERED)
 def test_a_wrong_answer_is_refused_with_advice(key, number, capsys):
     assert check(key, WRONG[key][number]) is False
-    assert len(capsys.readouterr().out.split(":", 2)[2].split()) >= 4
+    assert len(capsys.readouterr().out.split(":", 1)[1].split()) >= 4

@@ -58,7 +58,7 @@ def sections(exercises=5, without="nothing"):
     return [new_markdown_cell(text + ":::{exercise} One\n:label: one\n:::\n" * exercises)]
 
 
-ACCEPTED = "Exercise a/b/1: correct.\n"
+ACCEPTED = lint.ACCEPTED.format(key="a/b/1") + "\n"
 
 GOOD = {
     lint.no_cell_ends_in_a_semicolon: [code("x = 1; y = 2\nx")],
@@ -88,7 +88,7 @@ BAD = [
     (lint.a_chapter_has_its_sections, sections(without="Objectives")),
     (lint.a_chapter_has_its_sections, sections(without="Exercises")),
     (lint.a_chapter_has_its_sections, sections(without="Takeaways")),
-    (lint.solutions_are_checked_and_accepted, [solution("Exercise a/b/1: not yet: it is larger.")]),
+    (lint.solutions_are_checked_and_accepted, [solution("a/b/1: not yet: it is larger.")]),
     (lint.solutions_are_checked_and_accepted, [solution("")]),
     (lint.solutions_are_checked_and_accepted, [solution(ACCEPTED, key="a/b/2")]),
     (lint.solutions_are_checked_and_accepted, [solution(ACCEPTED, last='check("a/b/1", 3)')]),

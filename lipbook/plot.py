@@ -7,6 +7,7 @@ always drawn as a shape too. Chapter: how-to-read-a-certificate.
 
 import base64
 import io
+import math
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -21,7 +22,9 @@ _OTHER = "#555555"
 _STYLE = {
     "axes.axisbelow": True,
     "axes.grid": True,
-    "axes.prop_cycle": matplotlib.cycler(color=["#0072B2", "#C44E00", "#00795B", "#A2457F", "#9A6700", "#1A1A1A"]),
+    "axes.prop_cycle": matplotlib.cycler(
+        color=["#0072B2", "#C44E00", "#00795B", "#A2457F", "#9A6700", "#1A1A1A"]
+    ),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "figure.constrained_layout.use": True,
@@ -31,7 +34,9 @@ _STYLE = {
     "font.size": 10.5,
     "grid.color": "#E4E4E4",
     "legend.frameon": False,
+    "savefig.bbox": "standard",
     "savefig.facecolor": "#FFFFFF",
+    "savefig.transparent": False,
 }
 matplotlib.rcParams.update(_STYLE)
 
@@ -63,30 +68,63 @@ def ladder(bounds: Sequence[Bound], labels: Sequence[str] | None = None) -> Figu
     lowest_upper = min((bound.value for bound in bounds if bound.kind == "upper"), default=None)
     highest_lower = max((bound.value for bound in bounds if bound.kind == "lower"), default=None)
     if None not in (lowest_upper, highest_lower) and highest_lower > lowest_upper:
-        raise CertificateError(f"a lower bound, {highest_lower!r}, is above an upper one, {lowest_upper!r}: one is wrong.")
+        raise CertificateError(
+            f"a lower bound, {highest_lower!r}, is above an upper one, {lowest_upper!r}: one is wrong."
+        )
     rungs = sorted(zip(bounds, labels), key=lambda rung: (rung[0].kind == "upper", rung[0].value))
     return _drawn(rungs, highest_lower, lowest_upper)
 
 
 def _drawn(rungs, highest_lower, lowest_upper):
-    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.42 * len(rungs)))
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(6.4, 1.1 + 0.42 * len(rungs)))
+        axes = figure.subplots()
+    scale, left, right = _value_axis([bound.value for bound, _ in rungs])
+    axes.set_xscale(scale)
+    axes.set_xlim(left, right)
+    if scale == "linear":
+        axes.ticklabel_format(axis="x", useOffset=False)
+    key = "▲ lower bound   ▼ upper bound"
     if None not in (highest_lower, lowest_upper):
-        axes.axvspan(highest_lower, lowest_upper, color="#D9D9D9", label="the truth lies here")
+        axes.axvspan(max(highest_lower, left), min(lowest_upper, right), color="#D9D9D9")
+        key += "   the truth is in the grey band"
     for height, (bound, _) in enumerate(rungs):
         marker = "v" if bound.kind == "upper" else "^"
-        axes.plot(bound.value, height, marker, color=COLORS.get(bound.method, _OTHER), markersize=11)
-    values = [bound.value for bound, _ in rungs if bound.value > 0]
-    if values and max(values) > 10 * min(values) and len(values) == len(rungs):
-        axes.set_xscale("log")
+        place = min(max(bound.value, left), right)  # zero and infinity stand at the edge
+        axes.plot(place, height, marker, color=COLORS.get(bound.method, _OTHER), markersize=11, clip_on=False)
     names = [f"{label}  {'≤' if b.kind == 'upper' else '≥'} {outward(b.value, b.kind)}" for b, label in rungs]
     axes.set_yticks(range(len(rungs)), names)
     axes.set_ylim(-0.7, len(rungs) - 0.3)
-    axes.set_xlabel("▲ lower bounds, ▼ upper bounds, the truth in the grey band between")
+    axes.set_xlabel(f"{_quantity(rungs[0][0])}\n{key}", loc="right")
     return figure
 
 
+def _value_axis(values):
+    """The scale ("log" where the positive values span a decade) and the two ends of the axis of values."""
+    finite = [value for value in values if value < math.inf] or [0.0]
+    positive = [value for value in finite if value > 0]
+    if positive and max(positive) > 10 * min(positive):
+        margin = (max(positive) / min(positive)) ** 0.06
+        return "log", min(positive) / margin, max(positive) * margin
+    margin = max(0.06 * (max(finite) - min(finite)), 0.02 * max(finite)) or 1.0
+    return "linear", min(finite) - margin, max(finite) + margin
+
+
+def _quantity(bound):
+    """What a bound is a bound of, for the axis."""
+    match bound.output:
+        case None:
+            of = ""
+        case (i, j):
+            of = f" of logits {i} − {j}"
+        case i:
+            of = f" of logit {i}"
+    where = "everywhere" if bound.region is None else f"within {bound.region.radius:g} of a point"
+    return f"Lipschitz constant{of}, norm {'∞' if bound.norm == math.inf else '2'}, {where}"
+
+
 def show(figure: Figure, alt: str) -> None:
-    """Show a figure as a PNG with `alt`, the text that says what a sighted reader would conclude, and close it.
+    """Show a figure as a PNG with `alt`, what a sighted reader would conclude from it, and close it.
 
     Raises:
         ValueError: `alt` is empty or too short to say anything.
@@ -116,8 +154,18 @@ def slider(figures, label: str, alt: Callable[[object], str] | Sequence[str]):
     from ipywidgets import HTML, Layout, SelectionSlider, Stack, VBox, jslink
 
     frames = list(figures.items()) if isinstance(figures, dict) else list(figures)
+    for frame in frames:
+        if not isinstance(frame, tuple) or len(frame) != 2:
+            raise TypeError(
+                f"figures must be {{value: figure}} or (value, figure) pairs, got {type(frame).__name__}."
+            )
+    if not isinstance(label, str):
+        raise TypeError(f"label must be a text, got {type(label).__name__}.")
     if len(frames) < 2:
         raise ValueError(f"a slider needs at least two figures, got {len(frames)}.")
+    if len({str(value) for value, _ in frames}) < len(frames):
+        values = ", ".join(str(value) for value, _ in frames)
+        raise ValueError(f"two figures of the slider have the same value: {values}.")
     texts = [alt(value) for value, _ in frames] if callable(alt) else list(alt)
     if len(texts) != len(frames):
         raise ValueError(f"{len(frames)} figures need {len(frames)} texts, got {len(texts)}.")
@@ -125,7 +173,7 @@ def slider(figures, label: str, alt: Callable[[object], str] | Sequence[str]):
     stack = Stack([HTML(image) for image in images], selected_index=0)
     control = SelectionSlider(
         options=[(str(value), index) for index, (value, _) in enumerate(frames)],
-        description=str(label),
+        description=label,
         layout=Layout(width="95%", max_width="30em"),
     )
     jslink((control, "index"), (stack, "selected_index"))
@@ -142,7 +190,8 @@ def _png(figure):
     if not isinstance(figure, Figure):
         raise TypeError(f"figure must be a matplotlib Figure, got {type(figure).__name__}.")
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(content, format="png", dpi=100, metadata={"Software": None})
     plt.close(figure)
     return base64.b64encode(content.getvalue()).decode("ascii")
 

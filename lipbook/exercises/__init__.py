@@ -25,7 +25,7 @@ def check(key: str, answer) -> bool:
     try:
         advice = function(answer)
     except Exception as error:  # a reader's function may raise anything
-        advice = f"raised {type(error).__name__}: {error}"
+        advice = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
     print(f"{key}: right." if advice is None else f"{key}: not yet: {advice}")
     return advice is None
 
@@ -38,8 +38,11 @@ def _check_of(key):
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"{key!r}: the chapter {part}/{chapter} has no exercises that can be checked.") from error
+        if error.name not in (module, module.rpartition(".")[0]):
+            raise  # the chapter is there, and something that it imports is not
+        raise ValueError(f"{key!r}: {part}/{chapter} has no exercises that can be checked.") from error
     if key not in CHECKS:
-        known = ", ".join(sorted(known for known in CHECKS if known.startswith(f"{part}/{chapter}/")))
+        keys = [known for known in CHECKS if known.startswith(f"{part}/{chapter}/")]
+        known = ", ".join(sorted(keys, key=lambda known: int(known.rsplit("/", 1)[1])))
         raise ValueError(f"{key!r} is not an exercise that can be checked; {part}/{chapter} has {known}.")
     return CHECKS[key]

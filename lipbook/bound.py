@@ -99,10 +99,16 @@ class Bound:
         if self.kind not in ("upper", "lower"):
             raise ValueError(f'kind must be "upper" or "lower", got {self.kind!r}.')
         value = _real(self.value, "value")
-        if math.isnan(value) or value < 0 or (value == math.inf and self.kind == "lower"):
+        if value < 0 or (value == math.inf and self.kind == "lower"):
             raise ValueError(f"the value of a {self.kind} bound must be a number of at least 0, got {value}.")
         if self.region is not None and not isinstance(self.region, Ball):
             raise TypeError(f"region must be None or a Ball, got {type(self.region).__name__}.")
+        if not isinstance(self.method, str):
+            raise TypeError(f"method must be the name of a method, got {type(self.method).__name__}.")
+        if self.certificate is not None and not callable(getattr(self.certificate, "verify", None)):
+            raise TypeError(
+                f"certificate must have a method verify(bound, subject), got {type(self.certificate).__name__}."
+            )
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "norm", checked_norm(self.norm))
         object.__setattr__(self, "output", _checked_output(self.output))
@@ -178,7 +184,7 @@ def _real(number, name):
         raise TypeError(f"{name} must be a number, got {type(number).__name__}.")
     number = float(number)
     if math.isnan(number):
-        raise ValueError(f"{name} is NaN.")
+        raise ValueError(f"{name} is NaN: look for the step that produced it, no bound can rest on it.")
     return number
 
 

@@ -33,4 +33,46 @@ MUTANTS = [
         'center = as_float64(self.center, "center")',
         "tests/test_bound.py",
     ),
+    Mutant(
+        "norms/spectral.py",
+        "square - _margin(gram, rows, square)",
+        "square",
+        "tests/norms/test_spectral.py",
+    ),
+    Mutant(
+        "norms/spectral.py",
+        "value = _stretch(tall, vector, errors=2)",
+        "value = _stretch(tall, vector, errors=0)",
+        "tests/norms/test_spectral.py",
+    ),
+    Mutant(
+        "norms/spectral.py",
+        "value = math.ldexp(math.sqrt(value), exponent)",
+        "value = math.sqrt(value)",
+        "tests/norms/test_spectral.py",
+    ),
+    Mutant(
+        "norms/spectral.py",
+        "vector = image / length",
+        "vector = image",
+        "tests/norms/test_spectral.py",
+    ),
+    Mutant(
+        "norms/spectral.py",
+        "math.log2(2e9 *",
+        "math.log2(2e5 *",
+        "tests/norms/test_spectral.py",
+    ),
+    Mutant(
+        "norms/spectral.py",
+        'if (bound.kind, bound.norm, bound.output) != ("upper", 2, None):',
+        'if bound.kind != "upper":',
+        "tests/norms/test_spectral.py",
+    ),
+    Mutant(
+        "norms/spectral.py",
+        "sum(block.T @ block for block in tall.split(_BLOCK_ROWS))",
+        "tall[:_BLOCK_ROWS].T @ tall[:_BLOCK_ROWS]",
+        "tests/norms/test_spectral.py",
+    ),
 ]

@@ -66,6 +66,7 @@ def broken_weights():
 
 BAD = {
     "lipbook.Ball": [
+        (lambda f: f(ONE, math.nan), "NaN"),
         (lambda f: f([0.0], 1), "list"),
         (lambda f: f(torch.zeros(2, dtype=torch.int64), 1), "torch.int64"),
         (lambda f: f(torch.zeros(2, dtype=torch.complex64), 1), "torch.complex64"),
@@ -83,6 +84,9 @@ BAD = {
         (lambda f: f(ONE, 1, norm=math.nan), "nan"),
     ],
     "lipbook.Bound": [
+        (lambda f: f(math.nan, "upper"), "NaN"),
+        (lambda f: f(1.0, "upper", method=3), "int"),
+        (lambda f: f(1.0, "upper", certificate="because"), "str"),
         (lambda f: f(-1.0, "upper"), "-1.0"),
         (lambda f: f(math.inf, "lower"), "inf"),
         (lambda f: f("2", "upper"), "str"),

@@ -38,7 +38,7 @@ _REGISTRIES = {
 def lipschitz(layer: nn.Module, norm: float = 2, input_shape: tuple[int, ...] | None = None) -> Bound:
     """An upper bound on the Lipschitz constant of a layer with respect to its input, with a certificate.
 
-    sup |f(x) - f(y)| / |x - y| over all x != y, in the same norm on both sides. The bound is about the
+    ``sup |f(x) - f(y)| / |x - y|`` over all x != y, in the same norm on both sides. The bound is about the
     real-arithmetic function of the stored weights; `bound.verify(layer)` proves it again.
 
     Args:
@@ -111,7 +111,7 @@ def output_shape(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, .
 def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
     """The primitives that a block is made of, in the order in which they act; a primitive gives itself.
 
-    Nested `nn.Sequential`s are flattened. A layer that appears twice appears twice.
+    Every nested `nn.Sequential` is flattened. A layer that appears twice appears twice.
 
     Raises:
         UnsupportedLayerError: a layer without any contract, or in a state of which they do not speak.

@@ -2,6 +2,7 @@ import dataclasses
 import math
 import os
 import random
+from fractions import Fraction
 
 import mpmath
 import pytest
@@ -123,6 +124,19 @@ def test_verify_rejects_a_lower_value_that_is_too_high_and_the_wrong_claims(seed
     ):
         with pytest.raises(CertificateError):
             forged.verify(matrix)
+
+
+def test_verify_refuses_the_floating_point_number_just_below_the_truth():
+    """The norm of a column is the root of a sum of squares, which fractions hold exactly. Without the margin
+    the factorisation accepts some of these numbers."""
+    for seed in range(60):
+        column = torch.rand(1000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        square = sum(Fraction(entry) ** 2 for entry in column.flatten().tolist())
+        value = math.sqrt(square) * (1 + 1e-15)
+        while Fraction(value) ** 2 >= square:
+            value = math.nextafter(value, 0)
+        with pytest.raises(CertificateError):
+            dataclasses.replace(spectral_norm(column), value=value).verify(column)
 
 
 def test_verify_notices_one_weight_changed_by_one_percent():

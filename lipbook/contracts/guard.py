@@ -171,8 +171,8 @@ def _parametrisations(layer):
         for step in chain:
             if type(step) not in _KNOWN_PARAMETRISATIONS:
                 return (
-                    f"has the parametrisation {type(step).__name__} on {name}, which lipbook does not know: keep "
-                    "its value (torch.nn.utils.parametrize.remove_parametrizations(layer, "
+                    f"has the parametrisation {type(step).__name__} on {name}, which lipbook does not know: "
+                    "keep its value (torch.nn.utils.parametrize.remove_parametrizations(layer, "
                     f"{name!r})), or write a layer that computes it and register its contracts."
                 )
             problem = _instance_attributes(step) or _hooks(step)

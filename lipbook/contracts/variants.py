@@ -20,6 +20,9 @@ from lipbook.contracts.pairs import lengths, start_points
 def double_copy(layer: nn.Module) -> nn.Module:
     """A float64 copy on the CPU, with its parametrisations, free of gradients."""
     duplicate = _mathematical(_deepcopy(layer).double().cpu())
+    for module in duplicate.modules():
+        for name, value in _plain_tensors(module):
+            setattr(module, name, value.detach().double().cpu())  # .double() passes these by
     for parameter in duplicate.parameters():
         parameter.grad = None
     return duplicate.requires_grad_(False)
@@ -120,9 +123,8 @@ def loaded_copy(layer: nn.Module, shape: tuple[int, ...], generator: torch.Gener
     saved.seek(0)
     other = double_copy(layer)
     for module in other.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                setattr(module, name, 2 * _normal(value, generator))
+        for name, value in _plain_tensors(module):
+            setattr(module, name, 2 * _normal(value, generator))
     draw_anew(other, shape, generator)
     other(start_points(shape, generator))
     if "lipschitz" in contracts_of(other):
@@ -169,6 +171,11 @@ def _deepcopy(layer):
         expand(layer)  # the guard may say more of why
         name = name_of(layer)
         raise UnsupportedLayerError(f"{name} cannot be copied, so it cannot be attacked: {error}") from error
+
+
+def _plain_tensors(module):
+    tensors = [(name, value) for name, value in vars(module).items() if isinstance(value, torch.Tensor)]
+    return [(name, value) for name, value in tensors if value.is_floating_point()]
 
 
 def _mathematical(layer):

@@ -90,7 +90,7 @@ def _drawn(rungs, highest_lower, lowest_upper):
         key += "   the truth is in the grey band"
     for height, (bound, _) in enumerate(rungs):
         marker = "v" if bound.kind == "upper" else "^"
-        place = min(max(bound.value, left), right)  # zero and infinity stand at the edge
+        place = min(max(bound.value, left), right)  # what is outside stands at the edge
         axes.plot(place, height, marker, color=COLORS.get(bound.method, _OTHER), markersize=11, clip_on=False)
     names = [f"{label}  {'≤' if b.kind == 'upper' else '≥'} {outward(b.value, b.kind)}" for b, label in rungs]
     axes.set_yticks(range(len(rungs)), names)
@@ -100,9 +100,12 @@ def _drawn(rungs, highest_lower, lowest_upper):
 
 
 def _value_axis(values):
-    """The scale ("log" where the positive values span a decade) and the two ends of the axis of values."""
-    finite = [value for value in values if value < math.inf] or [0.0]
-    positive = [value for value in finite if value > 0]
+    """The scale ("log" where the positive values span a decade) and the two ends of the axis of values.
+
+    What no axis can hold (zero beside a decade, infinity, a span of more than 30 decades) is left outside.
+    """
+    finite = [value for value in values if value < 1e300] or [0.0]
+    positive = [value for value in finite if value > 1e-30 * max(finite)]
     if positive and max(positive) > 10 * min(positive):
         margin = (max(positive) / min(positive)) ** 0.06
         return "log", min(positive) / margin, max(positive) * margin

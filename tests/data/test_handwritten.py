@@ -25,7 +25,8 @@ def test_sizes_types_and_range():
 def test_the_split_loses_and_repeats_nothing():
     data, (pixels, labels) = digits(), load_digits(return_X_y=True)
     inputs = torch.cat([data.train_inputs, data.test_inputs]) * 16
-    assert np.array_equal(rows(inputs, torch.cat([data.train_labels, data.test_labels])), rows(pixels, labels))
+    given = torch.cat([data.train_labels, data.test_labels])
+    assert np.array_equal(rows(inputs, given), rows(pixels, labels))
 
 
 def test_every_class_is_held_out_in_proportion():

@@ -69,9 +69,9 @@ def test_an_answer_may_be_a_function(chapter, capsys):
 
 def test_what_an_answer_raises_is_one_line(chapter, capsys):
     def answer(x):
-        raise ValueError("first line\nsecond line")
+        raise ValueError("one\ntwo")
 
-    assert said(capsys, "demo/first-steps/2", answer) == (False, "not yet: raised ValueError: first line second line")
+    assert said(capsys, "demo/first-steps/2", answer) == (False, "not yet: raised ValueError: one two")
     assert said(capsys, "demo/first-steps/2", 9)[1].startswith("not yet: raised TypeError: ")
 
 

@@ -75,4 +75,34 @@ MUTANTS = [
         "tall[:_BLOCK_ROWS].T @ tall[:_BLOCK_ROWS]",
         "tests/norms/test_spectral.py",
     ),
+    Mutant(
+        "norms/rows.py",
+        "matrix.abs().sum(dim=1)",
+        "matrix.abs().sum(dim=0)",
+        "tests/norms/test_rows.py",
+    ),
+    Mutant(
+        "contracts/certificates.py",
+        "return math.nextafter(product, math.inf)",
+        "return product",
+        "tests/contracts/test_certificates.py",
+    ),
+    Mutant(
+        "contracts/derivatives.py",
+        "low, high = -0.12899306865877178, 1.128993068658772",
+        "low, high = -0.1289041451851548, 1.128904145185155",
+        "tests/contracts/test_derivatives.py",
+    ),
+    Mutant(
+        "contracts/stock.py",
+        "torch.kron(identity, weight)",
+        "torch.kron(weight, identity)",
+        "tests/contracts/test_stock.py",
+    ),
+    Mutant(
+        "contracts/guard.py",
+        "        _hooks(layer),",
+        "        None,",
+        "tests/contracts/test_guard.py",
+    ),
 ]

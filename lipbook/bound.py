@@ -37,7 +37,7 @@ class Ball:
         norm: 2 or `math.inf`.
 
     Raises:
-        ValueError, TypeError: a center that is empty, not finite or not real; a negative radius; another norm.
+        ValueError, TypeError: an empty, complex or non-finite center; a negative radius; another norm.
 
     Balls with equal entries are equal and hash alike.
     """
@@ -106,9 +106,8 @@ class Bound:
         if not isinstance(self.method, str):
             raise TypeError(f"method must be the name of a method, got {type(self.method).__name__}.")
         if self.certificate is not None and not callable(getattr(self.certificate, "verify", None)):
-            raise TypeError(
-                f"certificate must have a method verify(bound, subject), got {type(self.certificate).__name__}."
-            )
+            kind = type(self.certificate).__name__
+            raise TypeError(f"certificate must have a method verify(bound, subject), got {kind}.")
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "norm", checked_norm(self.norm))
         object.__setattr__(self, "output", _checked_output(self.output))
@@ -137,7 +136,8 @@ class Bound:
             what = " of logits {} - {}".format(*self.output)
         where = "everywhere" if self.region is None else f"in {self.region!r}"
         shown = outward(self.value, self.kind)
-        return f"Bound(Lipschitz constant{what} {sign} {shown}, norm {_norm_name(self.norm)}, {where}, by {self.method!r})"
+        norm = _norm_name(self.norm)
+        return f"Bound(Lipschitz constant{what} {sign} {shown}, norm {norm}, {where}, by {self.method!r})"
 
 
 def outward(value: float, kind: str, digits: int = 4) -> str:
@@ -163,7 +163,9 @@ def as_float64(tensor: torch.Tensor, name: str) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}: use torch.as_tensor.")
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} must have a real floating dtype, got {tensor.dtype}: use .to(torch.float64).")
+        raise TypeError(
+            f"{name} must have a real floating dtype, got {tensor.dtype}: use .to(torch.float64)."
+        )
     if tensor.numel() == 0:
         raise ValueError(f"{name} is empty, of shape {tuple(tensor.shape)}: it needs at least one entry.")
     tensor = tensor.detach().cpu().to(torch.float64)

@@ -7,8 +7,9 @@ import pkgutil
 import re
 from pathlib import Path
 
-import lipbook
 import pytest
+
+import lipbook
 
 PAGE = (Path(__file__).resolve().parents[1] / "book/reference/api.md").read_text(encoding="utf-8")
 SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
@@ -19,7 +20,9 @@ DIRECTIVE = re.compile(r"^\.\. (automodule|autoclass|autofunction|py:data):: (\S
 
 def public_names(module):
     """What `module` offers: its `__all__`; without one, the functions that it defines under a public name."""
-    defined = [name for name, thing in vars(module).items() if getattr(thing, "__module__", None) == module.__name__]
+    defined = [
+        name for name, thing in vars(module).items() if getattr(thing, "__module__", None) == module.__name__
+    ]
     functions = [name for name in defined if inspect.isfunction(getattr(module, name)) and name[0] != "_"]
     return getattr(module, "__all__", functions)
 

@@ -106,7 +106,11 @@ def test_noise_below_the_digits_changes_nothing(measured):
     assert shown(measured) == shown(shaken(measured))
 
 
-@pytest.mark.parametrize("measured", [torch.ones(3), np.ones(2), 1j, b"text", None, object()], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "measured",
+    [torch.ones(3), np.ones(2), 1j, b"text", None, object()],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_is_no_measurement_is_refused_by_type(measured):
     with pytest.raises(TypeError, match=type(measured).__name__):
         shown(measured)

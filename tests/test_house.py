@@ -63,8 +63,10 @@ def test_the_workflow_tries_the_oldest_versions_that_the_package_allows():
     rows = job["strategy"]["matrix"]["include"]
     oldest = {str(r.specifier).removeprefix(">=") for r in declared() if r.name == "torch"}
     python = PROJECT["requires-python"].removeprefix(">=")
-    assert any(row["python"] == python and row["torch"].removeprefix("torch==") in {f"{v}.0" for v in oldest}
-               for row in rows)
+    assert any(
+        row["python"] == python and row["torch"].removeprefix("torch==") in {f"{v}.0" for v in oldest}
+        for row in rows
+    )
     assert {row["os"].split("-")[0] for row in rows} == {"ubuntu", "macos", "windows"}
 
 
@@ -75,9 +77,12 @@ def test_the_citation_names_the_version_of_the_package():
 def test_the_table_of_contents_and_the_pages_agree():
     listed = re.findall(r"(?:root|file): (\S+)", text("_toc.yml"))
     assert len(listed) == len(set(listed))
-    pages = {str(path.relative_to(ROOT).with_suffix("").as_posix())
-             for kind in ("md", "ipynb") for path in (ROOT / "book").rglob(f"*.{kind}")
-             if not {"_static", ".ipynb_checkpoints"} & set(path.parts)}
+    pages = {
+        str(path.relative_to(ROOT).with_suffix("").as_posix())
+        for kind in ("md", "ipynb")
+        for path in (ROOT / "book").rglob(f"*.{kind}")
+        if not {"_static", ".ipynb_checkpoints"} & set(path.parts)
+    }
     assert set(listed) - {"genindex"} == pages
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 from lipbook import Ball, Bound, CertificateError
 from lipbook.plot import COLORS, ladder, show, slider
 
-ALT = "A line climbs from 0 to 1 & stays \"below\" the <dashed> limit."
+ALT = 'A line climbs from 0 to 1 & stays "below" the <dashed> limit.'
 # Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009: severity 1, applied to linear RGB.
 SIGHT = {
     "trichromat": np.eye(3),

@@ -31,7 +31,8 @@ def test_the_smoke_run_works_and_writes_nothing(script):
 
 def test_a_run_that_was_cut_off_goes_on_and_a_changed_script_starts_again(tmp_path):
     script, out = tmp_path / "squares.py", tmp_path / "squares.json"
-    text = "SEEDS, SETTINGS = [0, 1], [{'n': 2}, {'n': 3}]\ndef run(s, seed): return {'value': s['n'] ** 2 + seed}\n"
+    text = "SEEDS, SETTINGS = [0, 1], [{'n': 2}, {'n': 3}]\n"
+    text += "def run(setting, seed): return {'value': setting['n'] ** 2 + seed}\n"
     script.write_text(text)
     whole = recorder.record(script, out)
     assert [v["value"] for v in whole["values"]] == [4, 5, 9, 10]

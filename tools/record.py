@@ -1,9 +1,9 @@
 """Run an experiment or a benchmark and keep every raw value in the JSON beside the script.
 
 A script defines SETTINGS (a list of dicts), SEEDS (a list of ints) and `run(setting, seed) -> dict` of raw
-values; SMOKE is the list of settings small enough for a test. The record says what made it: command, versions,
-date, processor, and the script's hash. A run that was cut off goes on where it stopped, and a changed
-script starts again.
+values; SMOKE is the list of settings small enough for a test. The record says what made it: command,
+versions, date, processor, and the script's hash. A run that was cut off goes on where it stopped, and a
+changed script starts again.
 
     python tools/record.py experiments/bounds/gram_rounding.py [--smoke]
 """
@@ -71,7 +71,9 @@ def smoke(script: Path) -> list[dict]:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("scripts", nargs="+", type=Path)
     parser.add_argument("--smoke", action="store_true", help="a small run that writes nothing")
     arguments = parser.parse_args()

@@ -15,7 +15,7 @@ STEPS = 12
 
 
 def gram_values(A, steps):
-    """b_0 ... b_steps of the textbook iteration, all in the dtype of A: divide, square, undo by logarithms."""
+    """b_0 ... b_steps of the textbook iteration in the dtype of A: divide, square, undo by logarithms."""
     ell, G, values = torch.zeros((), dtype=A.dtype), A, []
     for k in range(steps + 1):
         r = torch.linalg.norm(G)

@@ -3,7 +3,8 @@
 `lipschitz`, `affine`, `output_shape`, `expand` and `slopes` read a layer; `check` attacks what they say.
 """
 
-from lipbook.contracts import activations as _activations, stock as _stock  # noqa: F401  (they register)
+from lipbook.contracts import activations as _activations  # noqa: F401  (registers)
+from lipbook.contracts import stock as _stock  # noqa: F401  (registers)
 from lipbook.contracts.attacks import check
 from lipbook.contracts.definitions import affine, expand, lipschitz, output_shape, slopes
 

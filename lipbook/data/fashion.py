@@ -56,7 +56,9 @@ def _images(name):
 
 
 def _labels(name):
-    return torch.from_numpy(np.frombuffer(_content(name), dtype=np.uint8, offset=LABELS_HEADER).astype(np.int64))
+    return torch.from_numpy(
+        np.frombuffer(_content(name), dtype=np.uint8, offset=LABELS_HEADER).astype(np.int64)
+    )
 
 
 def _content(name):

@@ -15,7 +15,7 @@ HELD_OUT = 5  # of each class, every fifth image is for testing
 def digits() -> Dataset:
     """The digits: 1,797 images of 8 x 8 pixels in 10 classes, 1,442 for training and 355 for testing.
 
-    The split is fixed and stratified: of each class, in scikit-learn's order, every fifth image is for testing.
+    The split is fixed and stratified: of each class, in scikit-learn's order, every fifth image is held out.
 
     Returns:
         A `Dataset` of new tensors: inputs (n, 1, 8, 8), each pixel / 16; labels (n,) from 0 to 9.

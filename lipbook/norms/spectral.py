@@ -45,7 +45,9 @@ def spectral_norm(matrix: torch.Tensor, method: str = "svd", steps: int | None =
         raise ValueError(f'method must be "svd", "gram" or "power", got {method!r}.')
     if steps is not None:
         if method == "svd":
-            raise ValueError(f'method "svd" takes no steps, got {steps!r}: leave them out, or use "gram" or "power".')
+            raise ValueError(
+                f'method "svd" takes no steps, got {steps!r}: leave them out, or use "gram" or "power".'
+            )
         if isinstance(steps, bool) or not isinstance(steps, int):
             raise TypeError(f"steps must be an int, got {type(steps).__name__}.")
         if steps < 0:
@@ -54,7 +56,9 @@ def spectral_norm(matrix: torch.Tensor, method: str = "svd", steps: int | None =
     if method == "power":
         vector = _power_iteration(tall, POWER_STEPS if steps is None else steps)
         value = _stretch(tall, vector, errors=2)
-        return Bound(_unscaled_down(value, exponent), "lower", method=method, certificate=VectorCertificate(vector))
+        return Bound(
+            _unscaled_down(value, exponent), "lower", method=method, certificate=VectorCertificate(vector)
+        )
     gram = _gram_matrix(tall)
     if method == "gram":
         start = gram_iteration(tall, _default_steps(tall) if steps is None else steps)
@@ -96,10 +100,14 @@ class VectorCertificate:
             raise CertificateError(f"a vector proves lower bounds in norm 2, not {bound!r}.")
         tall, exponent = _scaled(subject)
         if tall.shape[1] != len(self.vector):
-            raise CertificateError(f"this certificate is for another matrix: its vector has {len(self.vector)} entries.")
+            raise CertificateError(
+                f"this certificate is for another matrix: its vector has {len(self.vector)} entries."
+            )
         proved = _unscaled_down(_stretch(tall, self.vector, errors=1), exponent)
         if bound.value > proved:
-            raise CertificateError(f"{bound.value!r} is not proved to be below the spectral norm: the vector proves {proved!r}.")
+            raise CertificateError(
+                f"{bound.value!r} is not proved to be below the spectral norm: the vector proves {proved!r}."
+            )
 
 
 def gram_iteration(matrix: torch.Tensor, steps: int) -> float:

@@ -62,6 +62,7 @@ def html():
 @contextmanager
 def served(folder):
     """The address on localhost at which `folder` is served meanwhile."""
+
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *arguments):
             pass
@@ -83,6 +84,7 @@ def site(html):
 def planted(tmp_path):
     """A function that serves the body of one page, and returns its address."""
     with served(tmp_path) as address:
+
         def plant(body):
             page = f"<!doctype html><title>A page</title><body>{body}</body>"
             (tmp_path / "page.html").write_text(page, encoding="utf-8")

@@ -25,6 +25,7 @@ class Page(HTMLParser):
 
 def dead_links(path: Path, parsed: dict[Path, Page]) -> list[str]:
     """The targets of a page that are neither on the web nor in the folder. `parsed` remembers pages."""
+
     def page(file):
         if file not in parsed:
             parsed[file] = Page(file)

@@ -235,4 +235,3 @@ def test_stable_relu_neurons_have_one_slope():
     lower, upper = torch.tensor([-3.0, 1.0, -1.0]), torch.tensor([-1.0, 2.0, 2.0])
     a, b = slopes(nn.ReLU(), lower, upper)
     assert a.tolist() == [0, 1, 0] and b.tolist() == [0, 1, 1]
-

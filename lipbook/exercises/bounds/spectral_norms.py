@@ -36,13 +36,17 @@ def stacked_copies(factor):
 @exercise("bounds/spectral-norms/3")
 def bracket_from_gram(bracket):
     for matrix in _matrices():
-        truth = spectral_norm(matrix).value
+        truth, shape = spectral_norm(matrix).value, tuple(matrix.shape)
         for k in (0, 1, 3, 6):
             lower, upper = (float(end) for end in bracket(matrix, k))
             if not lower <= truth * (1 + 1e-12) or not upper >= truth * (1 - 1e-12):
-                return f"for a {tuple(matrix.shape)} matrix at k = {k}, [{lower:.6g}, {upper:.6g}] misses the norm {truth:.6g}."
+                return (
+                    f"at k = {k} [{lower:.6g}, {upper:.6g}] misses the norm {truth:.6g} of a {shape} matrix."
+                )
             if not _close(lower * min(matrix.shape) ** 2.0 ** -(k + 1), upper):
-                return f"at k = {k} the bracket of a {tuple(matrix.shape)} matrix has the wrong width: use rank <= min(m, n)."
+                return (
+                    f"at k = {k} the bracket of a {shape} matrix has the wrong width: use rank <= min(m, n)."
+                )
     return None
 
 
@@ -57,7 +61,7 @@ def gram_at_any_scale(gram):
                 sigma = torch.linalg.svdvals(matrix)
                 value = float(gram(matrix * scale, k)) / scale
                 if not _close(value, sigma.pow(p).sum().item() ** (1 / p)):
-                    return f"with entries near {scale:g} and k = {k} the value is off: divide by the largest entry first."
+                    return f"off for entries near {scale:g} at k = {k}: divide by the largest entry first."
     return None
 
 
@@ -70,7 +74,7 @@ def a_lower_bound_with_its_rounding(below):
         matrix, vector = torch.outer(x, y).double(), y.double() / y.double().norm()
         value, square = Fraction(float(below(matrix, vector))), int(x @ x) * int(y @ y)
         if value**2 > square:
-            return f"on matrix {trial}, of rank one, the value lies above the norm: subtract the rounding errors."
+            return f"the value lies above the norm of matrix {trial}, of rank one: subtract the rounding."
         if value**2 < square * (1 - Fraction(1, 10**12)):
             return "far below |Av| / |v|: a margin of a few n u is enough."
     return None
@@ -83,9 +87,9 @@ def gradient_of_gram(gradient):
             leaf = matrix.clone().requires_grad_()
             p = 2.0 ** (k + 1)
             torch.linalg.svdvals(leaf).pow(p).sum().pow(1 / p).backward()
-            answer = gradient(matrix, k)
-            if tuple(answer.shape) != tuple(matrix.shape):
-                return f"the gradient has the shape of the matrix, {tuple(matrix.shape)}, not {tuple(answer.shape)}."
+            answer, shape = gradient(matrix, k), tuple(matrix.shape)
+            if tuple(answer.shape) != shape:
+                return f"the gradient has the shape of the matrix, {shape}, not {tuple(answer.shape)}."
             if not torch.allclose(answer, leaf.grad, rtol=1e-7, atol=1e-9):
-                return f"off for a {tuple(matrix.shape)} matrix at k = {k}: differentiate (sum sigma^p)^(1/p) through d sigma_i = u_i' dA v_i."
+                return f"off for a {shape} matrix at k = {k}: put d sigma_i = u_i' dA v_i into d (sum sigma^p)^(1/p)."
     return None

@@ -91,5 +91,5 @@ def gradient_of_gram(gradient):
             if tuple(answer.shape) != shape:
                 return f"the gradient has the shape of the matrix, {shape}, not {tuple(answer.shape)}."
             if not torch.allclose(answer, leaf.grad, rtol=1e-7, atol=1e-9):
-                return f"off for a {shape} matrix at k = {k}: put d sigma_i = u_i' dA v_i into d (sum sigma^p)^(1/p)."
+                return f"off for a {shape} matrix at k = {k}: use d sigma_i = u_i' dA v_i."
     return None

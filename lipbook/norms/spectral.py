@@ -94,6 +94,9 @@ class VectorCertificate:
 
     vector: torch.Tensor
 
+    def __repr__(self):
+        return f"VectorCertificate(a vector of {len(self.vector)} entries)"
+
     def verify(self, bound: Bound, subject: torch.Tensor) -> None:
         """Raise `CertificateError` unless the value is proved for the matrix `subject`."""
         if (bound.kind, bound.norm, bound.output) != ("lower", 2, None):

@@ -36,17 +36,13 @@ def stacked_copies(factor):
 @exercise("bounds/spectral-norms/3")
 def bracket_from_gram(bracket):
     for matrix in _matrices():
-        truth, shape = spectral_norm(matrix).value, tuple(matrix.shape)
+        truth, where = spectral_norm(matrix).value, f"a {tuple(matrix.shape)} matrix"
         for k in (0, 1, 3, 6):
             lower, upper = (float(end) for end in bracket(matrix, k))
             if not lower <= truth * (1 + 1e-12) or not upper >= truth * (1 - 1e-12):
-                return (
-                    f"at k = {k} [{lower:.6g}, {upper:.6g}] misses the norm {truth:.6g} of a {shape} matrix."
-                )
+                return f"at k = {k} [{lower:.6g}, {upper:.6g}] misses the norm {truth:.6g} of {where}."
             if not _close(lower * min(matrix.shape) ** 2.0 ** -(k + 1), upper):
-                return (
-                    f"at k = {k} the bracket of a {shape} matrix has the wrong width: use rank <= min(m, n)."
-                )
+                return f"wrong width at k = {k} on {where}: the ratio is min(m, n)^(1/p), p = 2^(k+1)."
     return None
 
 
@@ -89,7 +85,7 @@ def gradient_of_gram(gradient):
             torch.linalg.svdvals(leaf).pow(p).sum().pow(1 / p).backward()
             answer, shape = gradient(matrix, k), tuple(matrix.shape)
             if tuple(answer.shape) != shape:
-                return f"the gradient has the shape of the matrix, {shape}, not {tuple(answer.shape)}."
+                return f"the gradient has shape {shape}, not {tuple(answer.shape)}: use full_matrices=False."
             if not torch.allclose(answer, leaf.grad, rtol=1e-7, atol=1e-9):
-                return f"off for a {shape} matrix at k = {k}: use d sigma_i = u_i' dA v_i."
+                return f"off at k = {k}: at k = 0 it is A / |A|_F; which power of sigma_i / b gives that?"
     return None

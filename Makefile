@@ -46,12 +46,10 @@ run: $(INSTALLED) ## execute a chapter and normalise it: make run CHAPTER=book/b
 	$(VENV_PYTHON) tools/reference.py
 
 experiments: $(INSTALLED) ## rerun every script of experiments/
-	@find experiments -name '*.py' | sort | while read -r script; do \
-		echo "$$script"; $(VENV_PYTHON) "$$script" </dev/null || exit 1; done
+	$(VENV_PYTHON) tools/record.py --afresh $(sort $(wildcard experiments/*/*.py))
 
 benchmarks: $(INSTALLED) ## rerun every script of benchmarks/
-	@find benchmarks -name '*.py' | sort | while read -r script; do \
-		echo "$$script"; $(VENV_PYTHON) "$$script" </dev/null || exit 1; done
+	$(VENV_PYTHON) tools/record.py --afresh $(sort $(wildcard benchmarks/*/*.py))
 
 check: $(INSTALLED) ## check this installation, in plain words
 	@$(VENV_PYTHON) -m lipbook

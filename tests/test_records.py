@@ -40,6 +40,8 @@ def test_a_run_that_was_cut_off_goes_on_and_a_changed_script_starts_again(tmp_pa
     whole["values"][0]["value"] = "kept"
     out.write_text(json.dumps(whole))
     assert [v["value"] for v in recorder.record(script, out)["values"]] == ["kept", 5, 9, 10]
+    assert recorder.record(script, out, afresh=True)["values"][0]["value"] == 4
+    out.write_text(json.dumps(whole))
     script.write_text(text + "\n")
     assert recorder.record(script, out)["values"][0]["value"] == 4
 

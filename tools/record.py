@@ -5,7 +5,7 @@ values; SMOKE is the list of settings small enough for a test. The record says w
 versions, date, processor, and the script's hash. A run that was cut off goes on where it stopped, and a
 changed script starts again.
 
-    python tools/record.py experiments/bounds/gram_rounding.py [--smoke]
+    python tools/record.py experiments/bounds/gram_rounding.py [--smoke | --afresh]
 """
 
 import argparse
@@ -33,11 +33,11 @@ def load(script: Path):
     return module
 
 
-def record(script: Path, out: Path) -> dict:
-    """Run what is missing from `out`, writing after every value; return the whole record."""
+def record(script: Path, out: Path, afresh: bool = False) -> dict:
+    """Run what is missing from `out` (or everything), writing after every value; return the whole record."""
     torch.set_num_threads(1)
     module, digest = load(script), script_hash(script)
-    kept = json.loads(out.read_text()) if out.exists() else {}
+    kept = json.loads(out.read_text(encoding="utf-8")) if out.exists() and not afresh else {}
     values = kept["values"] if kept.get("script_sha256") == digest else []
     done = {json.dumps([v["setting"], v["seed"]], sort_keys=True) for v in values}
     for setting in module.SETTINGS:
@@ -57,10 +57,11 @@ def record(script: Path, out: Path) -> dict:
                 "values": values,
             }
             partial = out.with_suffix(".partial")
-            partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+            partial.write_text(text, encoding="utf-8", newline="\n")
             partial.replace(out)
             print(setting, seed, flush=True)
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def smoke(script: Path) -> list[dict]:
@@ -76,12 +77,13 @@ def main():
     )
     parser.add_argument("scripts", nargs="+", type=Path)
     parser.add_argument("--smoke", action="store_true", help="a small run that writes nothing")
+    parser.add_argument("--afresh", action="store_true", help="run everything again")
     arguments = parser.parse_args()
     for script in arguments.scripts:
         if arguments.smoke:
             print(json.dumps(smoke(script), indent=1))
         else:
-            record(script, script.with_suffix(".json"))
+            record(script, script.with_suffix(".json"), arguments.afresh)
 
 
 if __name__ == "__main__":

@@ -159,6 +159,7 @@ def as_float64(tensor: torch.Tensor, name: str) -> torch.Tensor:
     Raises:
         TypeError: not a tensor, or not of a real floating dtype.
         ValueError: empty, or with an entry that is NaN or infinite.
+        RuntimeError: torch flushes subnormal numbers to 0, so that a tensor cannot be read exactly.
     """
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}: use torch.as_tensor.")
@@ -166,8 +167,12 @@ def as_float64(tensor: torch.Tensor, name: str) -> torch.Tensor:
         raise TypeError(
             f"{name} must have a real floating dtype, got {tensor.dtype}: use .to(torch.float64)."
         )
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}: use .to_dense().")
     if tensor.numel() == 0:
         raise ValueError(f"{name} is empty, of shape {tuple(tensor.shape)}: it needs at least one entry.")
+    if torch.full((1,), 5e-324, dtype=torch.float64, device="cpu").mul(1).item() == 0:
+        raise RuntimeError("subnormal numbers are read as 0: call torch.set_flush_denormal(False) first.")
     tensor = tensor.detach().cpu().to(torch.float64)
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} has an entry that is NaN or infinite: a bound needs finite numbers.")
@@ -184,10 +189,12 @@ def checked_norm(norm: float) -> float:
 def _real(number, name):
     if isinstance(number, bool) or not hasattr(number, "__float__"):
         raise TypeError(f"{name} must be a number, got {type(number).__name__}.")
-    number = float(number)
-    if math.isnan(number):
+    value = float(number)
+    if math.isnan(value):
         raise ValueError(f"{name} is NaN: look for the step that produced it, no bound can rest on it.")
-    return number
+    if value != number:
+        raise ValueError(f"{name} is {number!r}, which no float holds: round it outward first.")
+    return value
 
 
 def _checked_output(output):

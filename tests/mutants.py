@@ -59,13 +59,13 @@ MUTANTS = [
     ),
     Mutant(
         "norms/spectral.py",
-        "math.log2(2e9 *",
+        "math.log2(2e10 *",
         "math.log2(2e5 *",
         "tests/norms/test_spectral.py",
     ),
     Mutant(
         "norms/spectral.py",
-        'if (bound.kind, bound.norm, bound.output) != ("upper", 2, None):',
+        'if (bound.kind, bound.norm, bound.output, bound.region) != ("upper", 2, None, None):',
         'if bound.kind != "upper":',
         "tests/norms/test_spectral.py",
     ),
@@ -104,5 +104,11 @@ MUTANTS = [
         "        _hooks(layer),",
         "        None,",
         "tests/contracts/test_guard.py",
+    ),
+    Mutant(
+        "norms/spectral.py",
+        "vector = _normalised(vector)[0]",
+        "",
+        "tests/norms/test_spectral.py",
     ),
 ]

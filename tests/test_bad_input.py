@@ -85,6 +85,7 @@ BAD = {
     ],
     "lipbook.Bound": [
         (lambda f: f(math.nan, "upper"), "NaN"),
+        (lambda f: f(2**53 + 1, "upper"), str(2**53 + 1)),
         (lambda f: f(1.0, "upper", method=3), "int"),
         (lambda f: f(1.0, "upper", certificate="because"), "str"),
         (lambda f: f(-1.0, "upper"), "-1.0"),
@@ -104,6 +105,7 @@ BAD = {
         (lambda f: f(1.0, "upper", output="pairs"), "'pairs'"),
     ],
     "lipbook.bounds.spectral_norm": [
+        (lambda f: f(torch.eye(2).to_sparse()), "sparse"),
         (lambda f: f([[1.0]]), "list"),
         (lambda f: f(torch.eye(3, dtype=torch.int64)), "torch.int64"),
         (lambda f: f(torch.eye(3, dtype=torch.complex128)), "torch.complex128"),

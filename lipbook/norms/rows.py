@@ -42,18 +42,19 @@ class RowSumCertificate:
 
     def verify(self, bound: Bound, subject: torch.Tensor) -> None:
         """Raise `CertificateError` unless the value is proved for the matrix `subject`."""
-        if (bound.kind, bound.norm, bound.output) != ("upper", math.inf, None):
-            raise CertificateError(f"row sums prove upper bounds in norm inf, not {bound!r}.")
+        if (bound.kind, bound.norm, bound.output, bound.region) != ("upper", math.inf, None, None):
+            raise CertificateError(f"row sums prove upper bounds in norm inf, everywhere, not {bound!r}.")
         least = _largest_row_sum(subject, margin=1)
         if not bound.value >= least:
             raise CertificateError(f"{bound.value!r} is not proved: this matrix has a row sum of {least!r}.")
 
 
 def _largest_row_sum(matrix, margin):
-    """The largest row sum, times 1 + margin (n + 2) 2^-53, rounded up."""
+    """The largest row sum, times 1 + margin gamma_(n + 4) or a little more, rounded up."""
     matrix = as_float64(matrix, "matrix")
     if matrix.ndim != 2:
         raise ValueError(f"matrix must have 2 dimensions, got shape {tuple(matrix.shape)}: reshape it first.")
     largest = matrix.abs().sum(dim=1).max().item()
-    factor = 1 + margin * (matrix.shape[1] + 2) * UNIT_ROUNDOFF
+    error = (matrix.shape[1] + 4) * UNIT_ROUNDOFF
+    factor = 1 + margin * error / (1 - 2 * error)
     return math.nextafter(largest * factor, math.inf) if largest > 0 else 0.0

@@ -26,8 +26,9 @@ def spectral_norm(matrix: torch.Tensor, method: str = "svd", steps: int | None =
 
     Args:
         matrix: (m, n), of a real floating dtype, finite; read in float64.
-        method: "svd", an upper bound within 1e-9 of the norm (relative) while min(m, n) is at most 4,000;
-            "gram", an upper bound at every step, as close as "svd" at its default number of steps;
+        method: "svd", an upper bound, within 1e-9 of the norm (relative) while min(m, n) is at most 4,000
+            and max(m, n) at most 10^6; "gram", an upper bound at every step, as close as "svd" at its default
+            number of steps;
             "power", a LOWER bound at every step.
         steps: for "gram" and "power", an int of at least 0. By default what 1e-9 takes at this rank
             ("gram"), or 100 ("power"), which guarantees nothing about the distance to the norm.
@@ -75,12 +76,14 @@ class CholeskyCertificate:
 
     def verify(self, bound: Bound, subject: torch.Tensor) -> None:
         """Raise `CertificateError` unless the value is proved for the matrix `subject`."""
-        if (bound.kind, bound.norm, bound.output) != ("upper", 2, None):
-            raise CertificateError(f"a Cholesky factorisation proves upper bounds in norm 2, not {bound!r}.")
+        if (bound.kind, bound.norm, bound.output, bound.region) != ("upper", 2, None, None):
+            raise CertificateError(
+                f"a factorisation proves upper bounds in norm 2, everywhere, not {bound!r}."
+            )
         tall, exponent = _scaled(subject)
         if not tall.any():
             return
-        value = min(_unscaled_down(bound.value, -exponent), math.sqrt(tall.numel()))
+        value = min(_unscaled_down(bound.value, -exponent), 2 * math.sqrt(tall.numel()))
         if not _proves(_gram_matrix(tall), len(tall), value):
             raise CertificateError(
                 f"{bound.value!r} is not proved to be above the spectral norm of this "
@@ -99,14 +102,20 @@ class VectorCertificate:
 
     def verify(self, bound: Bound, subject: torch.Tensor) -> None:
         """Raise `CertificateError` unless the value is proved for the matrix `subject`."""
-        if (bound.kind, bound.norm, bound.output) != ("lower", 2, None):
-            raise CertificateError(f"a vector proves lower bounds in norm 2, not {bound!r}.")
+        if (bound.kind, bound.norm, bound.output, bound.region) != ("lower", 2, None, None):
+            raise CertificateError(f"a vector proves lower bounds in norm 2, everywhere, not {bound!r}.")
         tall, exponent = _scaled(subject)
-        if tall.shape[1] != len(self.vector):
+        vector = self.vector
+        if not isinstance(vector, torch.Tensor) or (vector.dtype, vector.shape) != (
+            torch.float64,
+            tall.shape[1:],
+        ):
             raise CertificateError(
-                f"this certificate is for another matrix: its vector has {len(self.vector)} entries."
+                f"this certificate is for another matrix: it needs {tall.shape[1]} float64 entries."
             )
-        proved = _unscaled_down(_stretch(tall, self.vector, errors=1), exponent)
+        if not torch.isfinite(vector).all() or not vector.any():
+            raise CertificateError("this certificate proves nothing: its vector must be finite and not zero.")
+        proved = _unscaled_down(_stretch(tall, vector, errors=1), exponent)
         if bound.value > proved:
             raise CertificateError(
                 f"{bound.value!r} is not proved to be below the spectral norm: the vector proves {proved!r}."
@@ -131,12 +140,13 @@ def gram_iteration(matrix: torch.Tensor, steps: int) -> float:
 
 
 def _default_steps(tall):
-    # rank^(2^-(k+1)) <= 1 + 5e-10; the other half of 1e-9 is left to the proof.
-    return max(0, math.ceil(math.log2(2e9 * max(math.log(min(tall.shape)), 1e-9))) - 1)
+    # rank^(2^-(k+1)) <= 1 + 5e-11; the rest of 1e-9 is left to the proof.
+    return max(0, math.ceil(math.log2(2e10 * max(math.log(min(tall.shape)), 1e-9))) - 1)
 
 
 def _power_iteration(matrix, steps):
-    vector = torch.randn(matrix.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = torch.Generator("cpu").manual_seed(0)
+    vector = torch.randn(matrix.shape[1], dtype=torch.float64, generator=start, device="cpu")
     vector = vector / vector.norm()
     for _ in range(steps):
         image = matrix.T @ (matrix @ vector)
@@ -148,14 +158,20 @@ def _power_iteration(matrix, steps):
 
 
 def _scaled(matrix):
-    """A / 2^e with its largest entry in [1/2, 1), transposed if wide, and e."""
+    """A / 2^e with its largest entry in [1/2, 1), transposed if wide, and e.
+
+    Nothing is rounded but entries 2^-1021 times the largest or less, which `_UNDERFLOW` covers.
+    """
     matrix = as_float64(matrix, "matrix")
     if matrix.ndim != 2:
         raise ValueError(f"matrix must have 2 dimensions, got shape {tuple(matrix.shape)}: reshape it first.")
-    tall = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T
-    exponent = math.frexp(tall.abs().max().item())[1]
-    half = exponent // 2
-    return tall * 2.0**-half * 2.0 ** (half - exponent), exponent
+    return _normalised(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
+
+
+def _normalised(tensor):
+    exponent = math.frexp(tensor.abs().max().item())[1]
+    half = exponent // 2  # 2^-exponent alone may be beyond the floats
+    return tensor * 2.0**-half * 2.0 ** (half - exponent), exponent
 
 
 def _unscaled_up(value, exponent):
@@ -183,10 +199,12 @@ def _gram_matrix(tall):
 
 def _margin(gram, rows, square):
     """An upper bound on all rounding errors between A'A <= `square` I and the factorisation that shows it."""
-    n = len(gram)
-    factorisation = n * square * _gamma(n + 3) / (1 - _gamma(n + 3))
+    n, trace = len(gram), gram.trace().item()
+    # The trace of the matrix to be factorised, and what rounding may add to it.
+    shifted_trace = max(0.0, n * square - trace) + 2 * n * n * UNIT_ROUNDOFF * square
+    factorisation = shifted_trace * _gamma(n + 3) / (1 - _gamma(n + 3))
     # |fl(A'A) - A'A| <= gamma |A|'|A|, whose norm is at most |A|_F^2 = trace(A'A).
-    forming = gram.trace().item() * _gamma(min(rows, _BLOCK_ROWS) + math.ceil(rows / _BLOCK_ROWS))
+    forming = trace * _gamma(min(rows, _BLOCK_ROWS) + math.ceil(rows / _BLOCK_ROWS))
     return 1.001 * (factorisation + forming + 2 * UNIT_ROUNDOFF * square) + _UNDERFLOW
 
 
@@ -194,7 +212,7 @@ def _proves(gram, rows, value):
     """True only if A'A <= value^2 I, where `gram` is the computed A'A of a matrix with so many rows."""
     square = math.nextafter(value * value, 0.0)
     diagonal = math.nextafter(square - _margin(gram, rows, square), 0.0)
-    shifted = diagonal * torch.eye(len(gram), dtype=torch.float64) - gram
+    shifted = diagonal * torch.eye(len(gram), dtype=torch.float64, device="cpu") - gram
     return torch.linalg.cholesky_ex(shifted).info.item() == 0
 
 
@@ -209,7 +227,11 @@ def _raised_until_proved(gram, rows, start):
 
 
 def _stretch(matrix, vector, errors):
-    """A number below |Av| / |v|: the computed one less `errors` times the bound on its rounding error."""
+    """A number below |Av| / |v|: the computed one less `errors` times the bound on its rounding error.
+
+    The largest entry of v is brought to [1/2, 1): a power of two times v proves as much as v.
+    """
+    vector = _normalised(vector)[0]
     image = matrix @ vector
     error = errors * _gamma(matrix.shape[1]) * _length(matrix.abs() @ vector.abs()) + _UNDERFLOW
     below = _length(image) * (1 - errors * 8 * UNIT_ROUNDOFF) - 1.001 * error

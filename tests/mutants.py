@@ -83,7 +83,7 @@ MUTANTS = [
     ),
     Mutant(
         "contracts/certificates.py",
-        "return math.nextafter(product, math.inf)",
+        "return product if product >= exact else math.nextafter(product, math.inf)",
         "return product",
         "tests/contracts/test_certificates.py",
     ),

@@ -69,19 +69,16 @@ class ProductCertificate:
 
 def product_up(factors: list[float]) -> float:
     """The product of non-negative floats, exact where a float holds it, else rounded up; 0 beats infinity."""
-    if any(factor == 0 for factor in factors):
+    if 0 in factors:
         return 0.0
-    product = 1.0
-    for factor in factors:
-        product = _rounded_up(product, factor)
-    return product
-
-
-def _rounded_up(first, second):
-    product = first * second
-    if math.isinf(product) or Fraction(product) >= Fraction(first) * Fraction(second):
-        return product
-    return math.nextafter(product, math.inf)
+    if math.inf in factors:
+        return math.inf
+    exact = math.prod(map(Fraction, factors))
+    try:
+        product = float(exact)
+    except OverflowError:
+        return math.inf
+    return product if product >= exact else math.nextafter(product, math.inf)
 
 
 def _check_form(bound, norm):

@@ -72,10 +72,15 @@ def claims_page(notebooks):
     ]
     for path, entries in found.items():
         if entries:
-            page += ["", f"## [{title(notebooks[path])}]({link(path)})", ""]
-            rows = [[c["statement"], c["measured"], c["source"] or "", f"`{c['key']}`"] for c in entries]
-            page += table("45 20 15 20", ["Claim", "Measured", "Source", "Key"], rows)
+            page += ["", f"## [{title(notebooks[path])}]({link(path)})"]
+            page += [line for claim in entries for line in ("", *entry(claim))]
     return "\n".join(page) + "\n"
+
+
+def entry(claim):
+    """The lines of one claim: the sentence, what was measured, where it comes from."""
+    source = f" Source: {claim['source']}." if claim["source"] else ""
+    return [claim["statement"], f": Measured: {claim['measured']}.{source}", f": `{claim['key']}`"]
 
 
 def status_page(notebooks, times):

@@ -55,7 +55,7 @@ def test_the_ledger_lists_every_claim_under_its_chapter(book):
     page = reference.pages(book(VALID))["claims.md"]
     assert "There are 1, in 1 of 2 chapters." in page
     assert "## [One title](../bounds/one.ipynb)" in page and "front.ipynb" not in page
-    assert "* - $|x| \\le 1$, on | every | input\n  - 0.5\n  -\n  - `bounds/one/below`\n" in page
+    assert "$|x| \\le 1$, on | every | input\n: Measured: 0.5.\n: `bounds/one/below`\n" in page
 
 
 def test_the_status_page_lists_every_chapter_with_its_time(book):

@@ -17,7 +17,7 @@ INSTALLED := .venv/installed
 PYTEST := $(VENV_PYTHON) -m pytest tests --nbval --nbval-current-env book -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help book test test-thorough lab serve run experiments benchmarks check clean
+.PHONY: help book test test-thorough lab serve run student experiments benchmarks check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' Makefile
@@ -40,10 +40,14 @@ serve: book ## serve the built book on localhost (PORT=8000)
 	@echo "http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(VENV_PYTHON) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
-run: $(INSTALLED) ## execute a chapter and normalise it: make run CHAPTER=book/bounds/spectral-norms.ipynb
+run: ## execute a chapter and normalise it: make run CHAPTER=book/bounds/spectral-norms.ipynb
 	@test -n "$(CHAPTER)" || { echo "Which chapter? make run CHAPTER=book/bounds/spectral-norms.ipynb"; exit 2; }
+	@$(MAKE) --no-print-directory $(INSTALLED)
 	$(VENV_PYTHON) tools/notebook.py run "$(CHAPTER)"
 	$(VENV_PYTHON) tools/reference.py
+
+student: $(INSTALLED) ## copies of the chapters without the solutions, in _build/student
+	$(VENV_PYTHON) tools/student.py
 
 experiments: $(INSTALLED) ## rerun every script of experiments/
 	$(VENV_PYTHON) tools/record.py --afresh $(sort $(wildcard experiments/*/*.py))

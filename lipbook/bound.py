@@ -100,7 +100,8 @@ class Bound:
             raise ValueError(f'kind must be "upper" or "lower", got {self.kind!r}.')
         value = _real(self.value, "value")
         if value < 0 or (value == math.inf and self.kind == "lower"):
-            raise ValueError(f"the value of a {self.kind} bound must be a number of at least 0, got {value}.")
+            needs = "a lower bound is finite and" if self.kind == "lower" else "an upper bound is"
+            raise ValueError(f"{needs} at least 0, got {value}.")
         if self.region is not None and not isinstance(self.region, Ball):
             raise TypeError(f"region must be None or a Ball, got {type(self.region).__name__}.")
         if not isinstance(self.method, str):
@@ -119,7 +120,7 @@ class Bound:
         """Prove the value again from its certificate alone, and return the bound.
 
         Args:
-            subject: what the bound was computed for (the matrix, the kernel, the layer or the model).
+            subject: what the bound was computed for (the matrix, the layer or the model).
 
         Raises:
             CertificateError: the certificate is missing, or does not prove this value for this subject.
@@ -162,7 +163,8 @@ def as_float64(tensor: torch.Tensor, name: str) -> torch.Tensor:
         RuntimeError: torch flushes subnormal numbers to 0, so that a tensor cannot be read exactly.
     """
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}: use torch.as_tensor.")
+        advice = "pass its weight" if isinstance(tensor, torch.nn.Module) else "use torch.as_tensor"
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}: {advice}.")
     if not tensor.is_floating_point():
         raise TypeError(
             f"{name} must have a real floating dtype, got {tensor.dtype}: use .to(torch.float64)."
@@ -201,8 +203,11 @@ def _checked_output(output):
     if output is None or (isinstance(output, int) and not isinstance(output, bool) and output >= 0):
         return output
     if isinstance(output, tuple) and len(output) == 2 and all(type(k) is int and k >= 0 for k in output):
-        return output
-    raise ValueError(f"output must be None, one logit i or a pair (i, j) of logits, got {output!r}.")
+        if output[0] != output[1]:
+            return output
+    raise ValueError(
+        f"output must be None, one logit i or a pair (i, j) of different logits, got {output!r}."
+    )
 
 
 def _norm_name(norm):

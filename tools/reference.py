@@ -68,7 +68,7 @@ def claims_page(notebooks):
         "A cell of the chapter computes what was measured, and fails if the claim is false.",
         "This page is written from the committed notebooks by `python tools/reference.py`.",
         "",
-        f"There are {len(keys)}, in {sum(map(bool, found.values()))} of {len(notebooks)} chapters.",
+        f"There are {len(keys)}, on {sum(map(bool, found.values()))} of {len(notebooks)} executable pages.",
     ]
     for path, entries in found.items():
         if entries:

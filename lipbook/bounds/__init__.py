@@ -1,4 +1,4 @@
-"""Bounds on the Lipschitz constant of a matrix, a convolution, a network (Part I)."""
+"""Bounds on the norm of a matrix (Part I). For a layer or a network see `lipbook.contracts.lipschitz`."""
 
 from lipbook.norms.spectral import spectral_norm
 

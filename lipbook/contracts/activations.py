@@ -40,7 +40,7 @@ def curve(activation: nn.Module) -> Curve:
 def _activation_slopes(activation, lower, upper):
     known = curve(activation)
     if lower is None:
-        return tuple(torch.tensor(end, dtype=torch.float64) for end in known.range)
+        return tuple(torch.tensor(end, dtype=torch.float64, device="cpu") for end in known.range)
     return range_on(known, lower, upper)
 
 

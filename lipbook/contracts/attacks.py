@@ -61,8 +61,6 @@ def check(layer: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> dict
         CertificateError: a contract is wrong; the message names it, the input found, and the two numbers.
         UnsupportedLayerError: the layer has no contract, or none that speaks of it in any mode.
         ValueError, TypeError: not a shape, or one that the layer does not take.
-
-    Chapter: how-to-read-a-certificate.
     """
     require_layer(layer)
     checked_shape(input_shape)
@@ -73,12 +71,22 @@ def check(layer: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> dict
     require_copyable(layer)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.default_generator.manual_seed(seed)
+        _require_shape(layer, input_shape)
         modes = _accepted_modes(layer, input_shape)
         slack = {}
         for training in modes:
             found = _attack_mode(layer, input_shape, training, seed)
             slack = slack or found
     return slack
+
+
+def _require_shape(layer, shape):
+    try:
+        with torch.no_grad():
+            double_copy(layer).eval()(torch.zeros(2, *shape, dtype=torch.float64))
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{name_of(layer)} does not take samples of shape {shape}: {reason}") from error
 
 
 class _Attacked:
@@ -95,6 +103,14 @@ class _Attacked:
     def fail(self, contract, sentence):
         name = name_of(self.layer)
         raise CertificateError(f"the {contract} contract of {name} is wrong ({self.where}): {sentence}")
+
+
+def _bound(layer, norm, shape):
+    """What `lipschitz` says of this shape, or of every shape where a layer inside has no `output_shape`."""
+    try:
+        return lipschitz(layer, norm, shape)
+    except UnsupportedLayerError:
+        return lipschitz(layer, norm)
 
 
 def _accepted_modes(layer, shape):
@@ -114,7 +130,7 @@ def _accepted_modes(layer, shape):
 
 def _refused(name, layer, shape):
     readers = {
-        "lipschitz": lambda: lipschitz(layer, 2, shape),
+        "lipschitz": lambda: _bound(layer, 2, shape),
         "affine": lambda: affine(layer, shape),
         "output_shape": lambda: output_shape(layer, shape),
         "expand": lambda: expand(layer),
@@ -251,7 +267,7 @@ def _bounds(layer, shape):
     bounds = {}
     for norm in (2, math.inf) if "lipschitz" in contracts_of(layer) else ():
         try:
-            bounds[norm] = lipschitz(layer, norm, shape)
+            bounds[norm] = _bound(layer, norm, shape)
         except UnsupportedLayerError:
             continue
     return bounds
@@ -338,7 +354,7 @@ def _compare(target, how, expected, found, x):
 def _compare_bounds(target, how, other, x):
     if "lipschitz" not in contracts_of(target.layer) or _refused("lipschitz", other, target.shape):
         return
-    told, expected = lipschitz(other, 2, target.shape), lipschitz(target.layer, 2, target.shape)
+    told, expected = _bound(other, 2, target.shape), _bound(target.layer, 2, target.shape)
     steepest = slopes_of_pairs(target.forward, x[:-1], x[1:], 2, expected.value).max().item()
     if told.value < steepest or not math.isclose(told.value, expected.value, rel_tol=1e-6):
         values = f"{told.value:.9g}, where the layer had {expected.value:.9g}"

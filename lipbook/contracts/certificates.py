@@ -27,7 +27,7 @@ class MatrixCertificate:
         """Raise `CertificateError` unless the value is proved for the layer `subject`."""
         _check_form(bound, self.norm)
         weight = _reading(lambda: self.read(subject))
-        self.certificate.verify(dataclasses.replace(bound, region=None), weight)
+        _reading(lambda: self.certificate.verify(dataclasses.replace(bound, region=None), weight))
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,12 @@ class ProductCertificate:
         children = _reading(lambda: self.children(subject))
         if len(children) != len(self.factors):
             raise CertificateError(f"{len(self.factors)} factors prove nothing about {len(children)} layers.")
-        for factor, child in zip(self.factors, children):
-            _check_form(factor, self.norm)
-            factor.verify(child)
+        for position, (factor, child) in enumerate(zip(self.factors, children)):
+            try:
+                _check_form(factor, self.norm)
+                factor.verify(child)
+            except CertificateError as error:
+                raise CertificateError(f"layer {position}, {type(child).__name__}: {error}") from error
         product = product_up([factor.value for factor in self.factors])
         if not bound.value >= product:
             raise CertificateError(f"{bound.value!r} is not proved: the factors multiply to {product!r}.")
@@ -89,5 +92,12 @@ def _check_form(bound, norm):
 def _reading(read):
     try:
         return read()
-    except (UnsupportedLayerError, ValueError, TypeError, AttributeError) as error:
+    except (
+        UnsupportedLayerError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RuntimeError,
+    ) as error:
         raise CertificateError(f"the layer is not one that this certificate speaks of: {error}") from error

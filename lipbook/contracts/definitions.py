@@ -36,10 +36,11 @@ _REGISTRIES = {
 
 
 def lipschitz(layer: nn.Module, norm: float = 2, input_shape: tuple[int, ...] | None = None) -> Bound:
-    """An upper bound on the Lipschitz constant of a layer with respect to its input, with a certificate.
+    """An upper bound on the Lipschitz constant of a layer with respect to its input.
 
     ``sup |f(x) - f(y)| / |x - y|`` over all x != y, in the same norm on both sides. The bound is about the
-    real-arithmetic function of the stored weights; `bound.verify(layer)` proves it again.
+    real-arithmetic function of the stored weights; `bound.verify(layer)` proves it again, unless a
+    contract of your own gave a bound without a certificate (an object with `verify(bound, layer)`).
 
     Args:
         layer: a layer with a contract, or an `nn.Sequential` of them (the product of their bounds).
@@ -57,11 +58,8 @@ def lipschitz(layer: nn.Module, norm: float = 2, input_shape: tuple[int, ...] | 
     if input_shape is not None:
         checked_shape(input_shape)
     bound = function(layer, norm, input_shape)
-    if not isinstance(bound, Bound) or (bound.kind, bound.norm, bound.region) != ("upper", norm, None):
-        raise TypeError(
-            f"the lipschitz contract of {name_of(layer)} must return an upper Bound in norm {norm}, "
-            f"everywhere, and it returned {bound!r}."
-        )
+    if not isinstance(bound, Bound) or _form(bound) != ("upper", norm, None, None):
+        _refuse_answer(layer, "lipschitz", f"an upper Bound in norm {norm} of the output, everywhere", bound)
     return bound
 
 
@@ -83,14 +81,16 @@ def affine(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tens
     """
     function = guarded(layer, "affine")
     checked_shape(input_shape)
-    weight, bias = function(layer, tuple(input_shape))
-    matches = weight.ndim == 2 and bias.shape == weight.shape[:1] and weight.shape[1] == numel(input_shape)
-    if not matches or weight.dtype != torch.float64 or bias.dtype != torch.float64:
-        raise TypeError(
-            f"the affine contract of {name_of(layer)} must return a float64 weight (numbers out, "
-            f"{numel(input_shape)}) and a float64 bias (numbers out,), and it returned {weight.dtype} "
-            f"{tuple(weight.shape)} and {bias.dtype} {tuple(bias.shape)}."
-        )
+    answer = function(layer, tuple(input_shape))
+    numbers = numel(input_shape)
+    what = f"a finite float64 weight (numbers out, {numbers}) and a finite float64 bias (numbers out,)"
+    if not _are_float64(answer):
+        _refuse_answer(layer, "affine", what, answer)
+    weight, bias = answer
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != numbers:
+        _refuse_answer(layer, "affine", what, f"the shapes {tuple(weight.shape)} and {tuple(bias.shape)}")
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        _refuse_answer(layer, "affine", what, "entries that are NaN or infinite")
     return weight, bias
 
 
@@ -105,7 +105,10 @@ def output_shape(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, .
     """
     function = guarded(layer, "output_shape")
     checked_shape(input_shape)
-    return checked_shape(tuple(function(layer, tuple(input_shape))))
+    shape = function(layer, tuple(input_shape))
+    if not isinstance(shape, tuple):
+        _refuse_answer(layer, "output_shape", "a tuple of positive integers", shape)
+    return checked_shape(tuple(shape))
 
 
 def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
@@ -127,6 +130,8 @@ def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
     if _owner(layer, _expand) is not owner:
         return (layer,)
     parts = _expand.dispatch(owner)(layer)
+    if not isinstance(parts, tuple) or not all(isinstance(part, nn.Module) for part in parts):
+        _refuse_answer(layer, "expand", "a tuple of layers", parts)
     return tuple(primitive for part in parts for primitive in ((layer,) if part is layer else expand(part)))
 
 
@@ -154,13 +159,14 @@ def slopes(
         raise ValueError("slopes takes both lower and upper, or neither (everywhere): got only one of them.")
     if lower is not None:
         lower, upper = _checked_interval(lower, upper)
-    a, b = function(activation, lower, upper)
+    answer = function(activation, lower, upper)
     shape = torch.Size() if lower is None else lower.shape
-    if not (a.shape == b.shape == shape and a.dtype == b.dtype == torch.float64 and (a <= b).all()):
-        raise TypeError(
-            f"the slopes contract of {name_of(activation)} must return float64 tensors a <= b of shape "
-            f"{tuple(shape)}."
-        )
+    what = f"float64 tensors a <= b of shape {tuple(shape)}"
+    if not _are_float64(answer):
+        _refuse_answer(activation, "slopes", what, answer)
+    a, b = answer
+    if a.shape != shape or b.shape != shape or not (a <= b).all():
+        _refuse_answer(activation, "slopes", what, answer)
     return a, b
 
 
@@ -172,6 +178,22 @@ def guarded(layer: nn.Module, contract: str):
         raise _no_contract(layer, contract)
     guard(layer, owner)
     return _REGISTRIES[contract].dispatch(owner)
+
+
+def _form(bound):
+    return bound.kind, bound.norm, bound.region, bound.output
+
+
+def _are_float64(answer):
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        return False
+    return all(isinstance(part, Tensor) and part.dtype == torch.float64 for part in answer)
+
+
+def _refuse_answer(layer, contract, what, answer):
+    raise TypeError(
+        f"the {contract} contract of {name_of(layer)} must return {what}; it returned {answer!r}."
+    )
 
 
 def contracts_of(layer: nn.Module) -> tuple[str, ...]:
@@ -226,7 +248,7 @@ def _no_contract(layer, contract):
             f"(lipbook.contracts.lipschitz.register({name}), ...) and attack them with "
             "lipbook.contracts.check(layer, input_shape)."
         )
-    reads = f"it has only {', '.join(others)}" if others else "lipbook reads feed-forward layers"
+    reads = f"it has only {', '.join(others)}" if others else "it is not among the layers that lipbook reads"
     return UnsupportedLayerError(
         f"{name} has no {title} contract: {reads}. Replace it, or register one with "
         f"lipbook.contracts.{contract}.register({name}) and attack it with "

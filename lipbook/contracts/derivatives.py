@@ -174,8 +174,13 @@ def _exponential_then_line(low, high, width, line_low, line_high):
 
     def enclosure(x):
         z = _clamped(x.clamp(max=0.0) / width)
-        power, ulps = torch.exp(z), 16 + 2 * z.abs()
-        below, above = _widened(low * power, ulps=ulps)[0], _widened(high * power, ulps=ulps)[1]
+        # The error of the power first: it is absolute where the power is subnormal, and `low` may be huge.
+        least, most = _widened(torch.exp(z), ulps=16 + 2 * z.abs())
+        least = least.clamp(min=0.0)
+        below = torch.minimum(low * least, low * most)
+        above = torch.maximum(high * least, high * most)
+        below = torch.nextafter(below, torch.full_like(below, -math.inf))
+        above = torch.nextafter(above, torch.full_like(above, math.inf))
         return torch.where(x > 0, line_low, below), torch.where(x > 0, line_high, above)
 
     values = (low, high, line_low, line_high)

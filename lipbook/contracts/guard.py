@@ -167,6 +167,12 @@ def _hooks(layer):
 def _parametrisations(layer):
     if not parametrize.is_parametrized(layer):
         return None
+    if parametrize._cache_enabled:
+        return (
+            "is read inside parametrize.cached(), where its weight may be an old one: leave the block first."
+        )
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+        return "is read under torch.autocast, which may round its weight to half precision: leave the block."
     for name, chain in layer.parametrizations.items():
         for step in chain:
             if type(step) not in _KNOWN_PARAMETRISATIONS:
@@ -238,8 +244,9 @@ def _refuse_batch_norm(layer):
         )
     if layer.training:
         return "is in train mode, where each sample's output depends on its batch: call layer.eval() first."
-    if not (as_float64(layer.running_var, "running_var") + finite_attribute(layer, "eps") > 0).all():
-        return "has an entry of running_var + eps that is not positive: its output is not defined."
+    total = as_float64(layer.running_var, "running_var") + finite_attribute(layer, "eps")
+    if not ((total > 0) & torch.isfinite(total)).all():
+        return "has an entry of running_var + eps that is not positive and finite: its output is not defined."
     return None
 
 

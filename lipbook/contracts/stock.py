@@ -75,9 +75,8 @@ def _linear_output_shape(layer, input_shape):
 
 def _linear_weight(layer):
     """The materialised weight (out, in) in float64, on the CPU, where certificates are made."""
-    guarded(layer, "lipschitz")
-    if not isinstance(layer, nn.Linear):
-        raise TypeError(f"{name_of(layer)} is not an nn.Linear.")
+    if guarded(layer, "lipschitz") is not _linear_lipschitz:  # a subclass may have a contract of its own
+        raise TypeError(f"{name_of(layer)} is not read as an nn.Linear.")
     with torch.no_grad():
         return as_float64(layer.weight, "weight").cpu()
 
@@ -137,7 +136,8 @@ def _isometry_lipschitz(layer, norm, input_shape):
 def _isometry_affine(layer, input_shape):
     output_shape(layer, input_shape)
     size = numel(input_shape)
-    return torch.eye(size, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    options = {"dtype": torch.float64, "device": "cpu"}
+    return torch.eye(size, **options), torch.zeros(size, **options)
 
 
 def same_shape(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -181,9 +181,8 @@ def _unflatten_output_shape(layer, input_shape):
 
 
 def _children(layer):
-    guarded(layer, "lipschitz")
-    if not isinstance(layer, nn.Sequential):
-        raise TypeError(f"{name_of(layer)} is not an nn.Sequential.")
+    if guarded(layer, "lipschitz") is not _sequential_lipschitz:
+        raise TypeError(f"{name_of(layer)} is not read as an nn.Sequential.")
     return tuple(layer._modules.values())
 
 

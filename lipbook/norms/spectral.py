@@ -164,7 +164,10 @@ def _scaled(matrix):
     """
     matrix = as_float64(matrix, "matrix")
     if matrix.ndim != 2:
-        raise ValueError(f"matrix must have 2 dimensions, got shape {tuple(matrix.shape)}: reshape it first.")
+        raise ValueError(
+            f"matrix must have 2 dimensions, got shape {tuple(matrix.shape)}: this function bounds matrices. "
+            "The norm of a convolution is not that of its reshaped kernel."
+        )
     return _normalised(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)
 
 

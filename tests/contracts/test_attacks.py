@@ -562,3 +562,46 @@ def test_check_refuses_what_is_not_a_shape(shape, error):
 def test_check_refuses_a_seed_that_is_not_an_int():
     with pytest.raises(TypeError, match="seed must be an int"):
         check(nn.ReLU(), (3,), seed=0.5)
+
+
+class Tripled(nn.Linear):
+    def forward(self, x):
+        return 3 * super().forward(x)
+
+
+@lipschitz.register(Tripled)
+def _tripled(layer, norm, input_shape):
+    return Bound(0.01, "upper", norm=norm)
+
+
+class Unshaped(nn.Module):
+    def forward(self, x):
+        return 3 * x
+
+
+@lipschitz.register(Unshaped)
+def _unshaped(layer, norm, input_shape):
+    return Bound(0.01, "upper", norm=norm)
+
+
+@pytest.mark.parametrize("layer", [Tripled(4, 4), Unshaped()], ids=lambda layer: type(layer).__name__)
+def test_a_false_contract_inside_a_sequential_is_attacked_too(layer):
+    """Without an `output_shape` the product is known for every shape, and has to be attacked as such."""
+    for attacked in (layer, nn.Sequential(nn.Linear(4, 4), layer, nn.ReLU())):
+        with pytest.raises(CertificateError, match="lipschitz"):
+            check(attacked, (4,))
+
+
+def test_a_shape_that_the_layer_does_not_take_is_a_value_error():
+    with pytest.raises(ValueError, match="does not take"):
+        check(OnesMatrix(), (5,))
+
+
+class OnesMatrix(nn.Module):
+    def forward(self, x):
+        return x @ torch.ones(4, 4, dtype=x.dtype)
+
+
+@lipschitz.register(OnesMatrix)
+def _matrix(layer, norm, input_shape):
+    return Bound(4.0, "upper", norm=norm)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from lipbook import Ball, CertificateError
+from lipbook import Ball, Bound, CertificateError
 from lipbook.contracts import lipschitz
 from lipbook.contracts.certificates import product_up
 
@@ -68,4 +68,51 @@ def test_an_attribute_that_changed_is_noticed():
     bound = lipschitz(layer)
     layer.negative_slope = -2.0
     with pytest.raises(CertificateError, match="needs 2.0"):
+        bound.verify(layer)
+
+
+class TimesHundred(nn.Linear):
+    def forward(self, x):
+        return 100 * super().forward(x)
+
+
+class Shortcut(nn.Sequential):
+    def forward(self, x):
+        return x + 100 * super().forward(x)
+
+
+@lipschitz.register(TimesHundred)
+def _times_hundred(layer, norm, input_shape):
+    return Bound(1e6, "upper", norm=norm)
+
+
+@lipschitz.register(Shortcut)
+def _shortcut(layer, norm, input_shape):
+    return Bound(1e6, "upper", norm=norm)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_a_subclass_with_a_contract_of_its_own_is_another_layer(norm):
+    linear = nn.Linear(3, 3)
+    other = TimesHundred(3, 3)
+    other.load_state_dict(linear.state_dict())
+    for stock, subclass in (
+        (linear, other),
+        (nn.Sequential(linear, nn.ReLU()), nn.Sequential(other, nn.ReLU())),
+        (nn.Sequential(linear, nn.ReLU()), Shortcut(linear, nn.ReLU())),
+    ):
+        with pytest.raises(CertificateError):
+            lipschitz(stock, norm).verify(subclass)
+
+
+def test_a_factor_that_is_not_proved_is_named():
+    model = nn.Sequential(nn.Linear(3, 3), TimesHundred(3, 3))
+    with pytest.raises(CertificateError, match="layer 1, TimesHundred"):
+        lipschitz(model).verify(model)
+
+
+def test_a_layer_whose_weight_is_no_matrix_any_more_is_refused_as_a_certificate():
+    bound, layer = lipschitz(nn.Linear(3, 3)), nn.Linear(3, 3)
+    layer.weight = nn.Parameter(torch.ones(3))
+    with pytest.raises(CertificateError):
         bound.verify(layer)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from lipbook import Bound
-from lipbook.contracts import affine, lipschitz, output_shape, slopes
+from lipbook import Bound, UnsupportedLayerError
+from lipbook.contracts import affine, expand, lipschitz, output_shape, slopes
 
 ONES = torch.ones(3)
 NOT_SHAPES = [([3], TypeError), (3, TypeError), ("3", TypeError), ((), ValueError), ((0,), ValueError)]
@@ -75,7 +75,7 @@ def test_a_lipschitz_contract_must_return_an_upper_bound_in_the_norm_asked_for(r
 )
 def test_an_affine_contract_must_return_float64_of_the_right_shape(weight, bias):
     layer = registered(affine, lambda layer, shape: (weight, bias))
-    with pytest.raises(TypeError, match="must return a float64 weight"):
+    with pytest.raises(TypeError, match="must return a finite float64 weight"):
         affine(layer, (2,))
 
 
@@ -96,3 +96,33 @@ def test_register_works_as_a_decorator_and_returns_the_function():
         return (7,)
 
     assert output_shape(Own(), (3,)) == (7,) and shape(None, None) == (7,)
+
+
+def test_a_bound_on_one_logit_is_not_a_bound_on_the_layer():
+    layer = registered(lipschitz, lambda layer, norm, shape: Bound(0.1, "upper", norm=norm, output=0))
+    with pytest.raises(TypeError, match="must return an upper Bound"):
+        lipschitz(nn.Sequential(nn.Linear(2, 2), layer))
+
+
+@pytest.mark.parametrize(
+    ("contract", "answer", "arguments"),
+    [
+        (affine, (torch.full((2, 2), math.nan).double(), torch.zeros(2).double()), ((2,),)),
+        (affine, [[1.0, 0.0], [0.0, 1.0]], ((2,),)),
+        (slopes, (0.0, 1.0), ()),
+        (output_shape, 2, ((2,),)),
+        (expand, None, ()),
+        (expand, nn.ReLU(), ()),
+    ],
+)
+def test_an_answer_of_another_kind_is_refused_with_what_was_expected(contract, answer, arguments):
+    layer = registered(contract, lambda *_: answer)
+    with pytest.raises(TypeError, match="must return"):
+        contract(layer, *arguments)
+
+
+def test_a_batch_norm_whose_scale_overflows_is_refused():
+    layer = nn.BatchNorm1d(2, eps=1e308).double().eval()
+    layer.running_var.fill_(1.7e308)
+    with pytest.raises(UnsupportedLayerError, match="running_var"):
+        lipschitz(layer)

@@ -237,3 +237,12 @@ def test_stable_relu_neurons_have_one_slope():
     lower, upper = torch.tensor([-3.0, 1.0, -1.0]), torch.tensor([-1.0, 2.0, 2.0])
     a, b = slopes(nn.ReLU(), lower, upper)
     assert a.tolist() == [0, 1, 0] and b.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e22, 1e24, 7.8e301, -1e300, 1.7e308])
+@pytest.mark.parametrize("x", [-700.0, -740.1, -745.0, -746.0, -900.0])
+def test_elu_far_below_zero_with_a_huge_alpha(alpha, x):
+    """exp(x) is subnormal or zero there, and alpha enlarges its absolute error."""
+    a, b = (end.item() for end in slopes(nn.ELU(alpha), double(x), double(x)))
+    with mpmath.workdps(60):
+        assert a <= mpmath.mpf(alpha) * mpmath.exp(mpmath.mpf(x)) <= b

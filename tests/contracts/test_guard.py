@@ -225,8 +225,8 @@ def test_a_layer_without_a_contract_is_refused_by_name_with_what_to_do(layer):
     with pytest.raises(UnsupportedLayerError) as caught:
         lipschitz(layer)
     assert str(caught.value) == (
-        f"{name} has no Lipschitz contract: lipbook reads feed-forward layers. Replace it, or register one "
-        f"with lipbook.contracts.lipschitz.register({name}) and attack it with "
+        f"{name} has no Lipschitz contract: it is not among the layers that lipbook reads. Replace it, or "
+        f"register one with lipbook.contracts.lipschitz.register({name}) and attack it with "
         "lipbook.contracts.check(layer, input_shape)."
     )
     with pytest.raises(UnsupportedLayerError, match=f"{name} has no contract at all"):
@@ -311,3 +311,12 @@ def test_a_certificate_does_not_outlive_the_state_that_it_was_made_in():
         bound.verify(layer[0])
     with pytest.raises(CertificateError):
         lipschitz(nn.Linear(3, 3)).verify(nn.ReLU())
+
+
+def test_a_parametrised_weight_is_not_read_where_another_one_may_be_used():
+    layer = parametrizations.weight_norm(nn.Linear(3, 3))
+    with parametrize.cached(), pytest.raises(UnsupportedLayerError, match="cached"):
+        lipschitz(layer)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(UnsupportedLayerError, match="autocast"):
+        lipschitz(layer)
+    lipschitz(layer).verify(layer)

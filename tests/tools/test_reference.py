@@ -53,7 +53,7 @@ def test_the_committed_pages_are_up_to_date():
 
 def test_the_ledger_lists_every_claim_under_its_chapter(book):
     page = reference.pages(book(VALID))["claims.md"]
-    assert "There are 1, in 1 of 2 chapters." in page
+    assert "There are 1, on 1 of 2 executable pages." in page
     assert "## [One title](../bounds/one.ipynb)" in page and "front.ipynb" not in page
     assert "$|x| \\le 1$, on | every | input\n: Measured: 0.5.\n: `bounds/one/below`\n" in page
 

@@ -95,7 +95,7 @@ def status_page(notebooks, times):
     page = [
         "# Time and versions",
         "",
-        "How long each chapter takes when all its cells run, on one core of a laptop-class machine.",
+        "How long each executable page takes when all its cells run, on one core.",
         "`python -m lipbook` estimates the same for the machine that it runs on.",
         f"No chapter may take more than {CHAPTER_BUDGET} s, and half of them no more than {MEDIAN_BUDGET} s.",
         "This page is written from what `make run` records, by `python tools/reference.py`.",
@@ -111,7 +111,7 @@ def status_page(notebooks, times):
         versions = ", ".join(f"{package} {version}" for package, version in sorted(time["versions"].items()))
         spent = f"{time['seconds']:.1f}"
         rows.append([chapter, spent, CHAPTER_BUDGET, time["date"], time["cores"], versions])
-    page += table("30 10 10 12 8 30", ["Chapter", "Seconds", "Budget", "Measured", "Cores", "Versions"], rows)
+    page += table("30 10 10 12 8 30", ["Page", "Seconds", "Budget", "Measured", "Cores of the machine", "Versions"], rows)
     return "\n".join(page) + "\n"
 
 

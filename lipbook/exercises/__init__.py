@@ -26,6 +26,8 @@ def check(key: str, answer) -> bool:
         advice = function(answer)
     except Exception as error:  # a reader's function may raise anything
         advice = f"raised {type(error).__name__}: {' '.join(str(error).split())}"
+        if "object is not callable" in advice and not callable(answer):
+            advice = f"the answer is a function, not {type(answer).__name__}."
     print(f"{key}: right." if advice is None else f"{key}: not yet: {advice}")
     return advice is None
 

@@ -14,6 +14,7 @@ WIDTHS = {"wide": 1280, "phone": 390}
 # What prose must not show: TeX, directives and roles that were never read as such.
 RAW = {
     "raw TeX": re.compile(r"\$[^$\n]*[\\^_{}][^$\n]*\$|\\[(\[]|\\[a-zA-Z]{2,}"),
+    "an empty citation": re.compile(r"\[\]"),
     "a raw directive": re.compile(r":::|```|\{(?:prf:|cite|exercise|solution|ref|numref|eq|term|doc)[^}]*\}"),
 }
 
@@ -162,6 +163,7 @@ def test_page_reads_well_with_the_network_off(browser, site, name, theme):
         (r"<p>half is \frac12</p>", "raw TeX"),
         ("<p>:::{prf:theorem} Rank</p>", "a raw directive"),
         ("<p>as {cite:p}`x` shows</p>", "a raw directive"),
+        ("<p>as shown by []</p>", "an empty citation"),
         (r'<span class="math">\(x\)</span>', "mathematics not rendered"),
         ('<p style="width: 900px">wide</p>', "scrolls sideways (phone)"),
         ('<p style="color: #999">pale</p>', "pale text"),

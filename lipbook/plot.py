@@ -102,14 +102,15 @@ def _drawn(rungs, highest_lower, lowest_upper):
 def _value_axis(values):
     """The scale ("log" where the positive values span a decade) and the two ends of the axis of values.
 
-    What no axis can hold (zero beside a decade, infinity, a span of more than 30 decades) is left outside.
+    What no axis can hold is left outside: zero beside a decade, infinity, a span of more than 30 decades,
+    anything below 1e-306.
     """
     finite = [value for value in values if value < 1e300] or [0.0]
-    positive = [value for value in finite if value > 1e-30 * max(finite)]
+    positive = [value for value in finite if value > max(1e-30 * max(finite), 1e-306)]
     if positive and max(positive) > 10 * min(positive):
         margin = (max(positive) / min(positive)) ** 0.06
         return "log", min(positive) / margin, max(positive) * margin
-    margin = max(0.06 * (max(finite) - min(finite)), 0.02 * max(finite)) or 1.0
+    margin = max(0.06 * (max(finite) - min(finite)), 0.02 * max(finite)) if positive else 1.0
     return "linear", min(finite) - margin, max(finite) + margin
 
 

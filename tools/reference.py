@@ -111,7 +111,11 @@ def status_page(notebooks, times):
         versions = ", ".join(f"{package} {version}" for package, version in sorted(time["versions"].items()))
         spent = f"{time['seconds']:.1f}"
         rows.append([chapter, spent, CHAPTER_BUDGET, time["date"], time["cores"], versions])
-    page += table("30 10 10 12 8 30", ["Page", "Seconds", "Budget", "Measured", "Cores of the machine", "Versions"], rows)
+    page += table(
+        "30 10 10 12 8 30",
+        ["Page", "Seconds", "Budget", "Measured", "Cores of the machine", "Versions"],
+        rows,
+    )
     return "\n".join(page) + "\n"
 
 

@@ -124,6 +124,8 @@ def test_a_machine_path_is_recognised(path):
     assert MACHINE_PATH.search("C:" + r"\Users\ann")
 
 
-@pytest.mark.parametrize("line", ["https://example.org/home/work/x", "a framework/tmp/", "{root}/tmp/x"])
+@pytest.mark.parametrize(
+    "line", ["https://example.org/home/ann/x", "a framework/home/ann/", "{root}/home/ann/x"]
+)
 def test_an_address_is_not_a_machine_path(line):
     assert not MACHINE_PATH.search(line)

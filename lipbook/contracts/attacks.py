@@ -215,7 +215,7 @@ def _attack_output_shape(target):
 
 
 def _attack_affine(target):
-    weight, bias = (tensor.cpu() for tensor in affine(target.layer, target.shape))
+    weight, bias = affine(target.layer, target.shape)
     x = start_points(target.shape, target.generator)
     with torch.no_grad():
         found = target.forward(x).flatten(1)

@@ -71,7 +71,7 @@ def affine(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tens
         input_shape: the shape of one sample.
 
     Returns:
-        weight of shape (numbers out, numbers in) and bias of shape (numbers out,), on the layer's device: the
+        weight of shape (numbers out, numbers in) and bias of shape (numbers out,), on the CPU: the
         stored numbers themselves, and for BatchNorm, which divides, within a few units in the last place.
 
     Raises:

@@ -61,7 +61,7 @@ def _linear_affine(layer, input_shape):
     with torch.no_grad():
         weight = as_float64(layer.weight, "weight")
         bias = weight.new_zeros(len(weight)) if layer.bias is None else as_float64(layer.bias, "bias")
-    identity = torch.eye(copies, dtype=torch.float64, device=weight.device)
+    identity = torch.eye(copies, dtype=torch.float64, device="cpu")
     return torch.kron(identity, weight), bias.expand(len(weight)).repeat(copies)
 
 
@@ -74,11 +74,11 @@ def _linear_output_shape(layer, input_shape):
 
 
 def _linear_weight(layer):
-    """The materialised weight (out, in) in float64, on the CPU, where certificates are made."""
+    """The materialised weight (out, in) in float64."""
     if guarded(layer, "lipschitz") is not _linear_lipschitz:  # a subclass may have a contract of its own
         raise TypeError(f"{name_of(layer)} is not read as an nn.Linear.")
     with torch.no_grad():
-        return as_float64(layer.weight, "weight").cpu()
+        return as_float64(layer.weight, "weight")
 
 
 # BatchNorm in eval mode: gamma (x - mean) / sqrt(var + eps) + beta, channel by channel.

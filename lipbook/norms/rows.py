@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from lipbook.bound import Bound, CertificateError, as_float64
-
-UNIT_ROUNDOFF = 2.0**-53
+from lipbook.norms.spectral import UNIT_ROUNDOFF
 
 
 def row_sum_norm(matrix: torch.Tensor) -> Bound:

@@ -72,7 +72,7 @@ def affine(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tens
 
     Returns:
         weight of shape (numbers out, numbers in) and bias of shape (numbers out,), on the CPU: the
-        stored numbers themselves, and for BatchNorm within a few units in the last place of the terms it adds.
+        stored numbers themselves, and for BatchNorm within a few units in the last place of what it adds.
 
     Raises:
         UnsupportedLayerError, ValueError, TypeError: as `lipschitz`.

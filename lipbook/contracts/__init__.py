@@ -1,11 +1,13 @@
 """What the library knows of one layer, and how it is attacked.
 
-`lipschitz`, `affine`, `output_shape`, `expand` and `slopes` read a layer; `check` attacks what they say.
+`lipschitz`, `affine`, `output_shape`, `expand`, `slopes` and `enclose` read a layer; `check` attacks what
+they say.
 """
 
 from lipbook.contracts import activations as _activations  # noqa: F401  (registers)
 from lipbook.contracts import stock as _stock  # noqa: F401  (registers)
 from lipbook.contracts.attacks import check
 from lipbook.contracts.definitions import affine, expand, lipschitz, output_shape, slopes
+from lipbook.contracts.rounding import enclose
 
-__all__ = ["affine", "check", "expand", "lipschitz", "output_shape", "slopes"]
+__all__ = ["affine", "check", "enclose", "expand", "lipschitz", "output_shape", "slopes"]

@@ -24,8 +24,10 @@ from lipbook.contracts.definitions import (
     output_shape,
     slopes,
 )
+from lipbook.contracts.enclosure_attacks import attack_enclosures
 from lipbook.contracts.guard import name_of, require_copyable, require_layer
-from lipbook.contracts.pairs import lengths, slopes_of_pairs, start_points, steepest_pair
+from lipbook.contracts.pairs import lengths, shown, slopes_of_pairs, start_points, steepest_pair
+from lipbook.contracts.rounding import enclose
 from lipbook.contracts.slope_attacks import attack_slopes
 from lipbook.contracts.variants import (
     VARIANTS,
@@ -54,8 +56,9 @@ def check(layer: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> dict
 
     Returns:
         For "lipschitz_2", "lipschitz_inf" and "slopes": bound / steepest slope found - 1, for the weights as
-        they are. For "affine", "expand" and "output_shape": the largest relative difference to the forward
-        pass. Contracts that the layer does not have are left out.
+        they are; for "enclose" the same of the errors that it allows. For "affine", "expand" and
+        "output_shape": the largest relative difference to the forward pass. Contracts that the layer does not
+        have are left out.
 
     Raises:
         CertificateError: a contract is wrong; the message names it, the input found, and the two numbers.
@@ -135,6 +138,7 @@ def _refused(name, layer, shape):
         "output_shape": lambda: output_shape(layer, shape),
         "expand": lambda: expand(layer),
         "slopes": lambda: slopes(layer),
+        "enclose": lambda: enclose(layer, *[torch.zeros(1, *shape, dtype=torch.float64)] * 2),
     }
     try:
         readers[name]()
@@ -178,8 +182,9 @@ def _attack(target, earlier=None):
         "expand": _attack_expand,
         "lipschitz": lambda target: _attack_lipschitz(target, earlier or {}),
         "slopes": lambda target: {"slopes": attack_slopes(target)},
+        "enclose": lambda target: {"enclose": attack_enclosures(target)},
     }
-    registered = (*contracts_of(target.layer), "expand")
+    registered = (*contracts_of(target.layer), "expand", "enclose")
     for name, attack in attacks.items():
         if name in registered and _refused(name, target.layer, target.shape) is None:
             slack.update(attack(target))
@@ -367,10 +372,3 @@ def _gap(one, other):
     finite = torch.isfinite(one) & torch.isfinite(other)
     one, other = torch.where(finite, one, 0.0), torch.where(finite, other, 0.0)
     return (one - other).abs().max().item(), max(one.abs().max().item(), other.abs().max().item())
-
-
-def shown(tensor: torch.Tensor) -> str:
-    """The first entries of a tensor, for a message."""
-    entries = tensor.flatten()
-    more = ", ..." if len(entries) > 4 else ""
-    return "[" + ", ".join(f"{entry:.6g}" for entry in entries[:4].tolist()) + more + "]"

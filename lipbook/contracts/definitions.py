@@ -25,13 +25,15 @@ _affine = functools.singledispatch(_unregistered)
 _output_shape = functools.singledispatch(_unregistered)
 _expand = functools.singledispatch(_unregistered)
 _slopes = functools.singledispatch(_unregistered)
+_enclose = functools.singledispatch(_unregistered)
 
-_REGISTRIES = {
+REGISTRIES = {
     "lipschitz": _lipschitz,
     "affine": _affine,
     "output_shape": _output_shape,
     "expand": _expand,
     "slopes": _slopes,
+    "enclose": _enclose,
 }
 
 
@@ -59,7 +61,7 @@ def lipschitz(layer: nn.Module, norm: float = 2, input_shape: tuple[int, ...] | 
         checked_shape(input_shape)
     bound = function(layer, norm, input_shape)
     if not isinstance(bound, Bound) or _form(bound) != ("upper", norm, None, None):
-        _refuse_answer(layer, "lipschitz", f"an upper Bound in norm {norm} of the output, everywhere", bound)
+        refuse_answer(layer, "lipschitz", f"an upper Bound in norm {norm} of the output, everywhere", bound)
     return bound
 
 
@@ -85,12 +87,12 @@ def affine(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[Tensor, Tens
     numbers = numel(input_shape)
     what = f"a finite float64 weight (numbers out, {numbers}) and a finite float64 bias (numbers out,)"
     if not _are_float64(answer):
-        _refuse_answer(layer, "affine", what, answer)
+        refuse_answer(layer, "affine", what, answer)
     weight, bias = answer
     if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != numbers:
-        _refuse_answer(layer, "affine", what, f"the shapes {tuple(weight.shape)} and {tuple(bias.shape)}")
+        refuse_answer(layer, "affine", what, f"the shapes {tuple(weight.shape)} and {tuple(bias.shape)}")
     if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
-        _refuse_answer(layer, "affine", what, "entries that are NaN or infinite")
+        refuse_answer(layer, "affine", what, "entries that are NaN or infinite")
     return weight, bias
 
 
@@ -107,7 +109,7 @@ def output_shape(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, .
     checked_shape(input_shape)
     shape = function(layer, tuple(input_shape))
     if not isinstance(shape, tuple):
-        _refuse_answer(layer, "output_shape", "a tuple of positive integers", shape)
+        refuse_answer(layer, "output_shape", "a tuple of positive integers", shape)
     return checked_shape(tuple(shape))
 
 
@@ -123,15 +125,15 @@ def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
     other contract, and not this one, is a primitive. What the function returns is expanded in turn.
     """
     require_layer(layer)
-    owner = _owner(layer, *_REGISTRIES.values())
+    owner = owner_of(layer, *REGISTRIES.values())
     if owner is None:
-        raise _no_contract(layer, "expand")
+        raise no_contract(layer, "expand")
     guard(layer, owner)
-    if _owner(layer, _expand) is not owner:
+    if owner_of(layer, _expand) is not owner:
         return (layer,)
     parts = _expand.dispatch(owner)(layer)
     if not isinstance(parts, tuple) or not all(isinstance(part, nn.Module) for part in parts):
-        _refuse_answer(layer, "expand", "a tuple of layers", parts)
+        refuse_answer(layer, "expand", "a tuple of layers", parts)
     return tuple(primitive for part in parts for primitive in ((layer,) if part is layer else expand(part)))
 
 
@@ -163,21 +165,21 @@ def slopes(
     shape = torch.Size() if lower is None else lower.shape
     what = f"float64 tensors a <= b of shape {tuple(shape)}"
     if not _are_float64(answer):
-        _refuse_answer(activation, "slopes", what, answer)
+        refuse_answer(activation, "slopes", what, answer)
     a, b = answer
     if a.shape != shape or b.shape != shape or not (a <= b).all():
-        _refuse_answer(activation, "slopes", what, answer)
+        refuse_answer(activation, "slopes", what, answer)
     return a, b
 
 
 def guarded(layer: nn.Module, contract: str):
     """The function registered for this contract of a layer, once the guard has let the layer through."""
     require_layer(layer)
-    owner = _owner(layer, _REGISTRIES[contract])
+    owner = owner_of(layer, REGISTRIES[contract])
     if owner is None:
-        raise _no_contract(layer, contract)
+        raise no_contract(layer, contract)
     guard(layer, owner)
-    return _REGISTRIES[contract].dispatch(owner)
+    return REGISTRIES[contract].dispatch(owner)
 
 
 def _form(bound):
@@ -190,7 +192,8 @@ def _are_float64(answer):
     return all(isinstance(part, Tensor) and part.dtype == torch.float64 for part in answer)
 
 
-def _refuse_answer(layer, contract, what, answer):
+def refuse_answer(layer: nn.Module, contract: str, what: str, answer) -> None:
+    """Raise the TypeError for a registered function whose answer is not of the form that it promises."""
     raise TypeError(
         f"the {contract} contract of {name_of(layer)} must return {what}; it returned {answer!r}."
     )
@@ -198,7 +201,7 @@ def _refuse_answer(layer, contract, what, answer):
 
 def contracts_of(layer: nn.Module) -> tuple[str, ...]:
     """The names of the contracts registered for the class of a layer."""
-    return tuple(name for name, registry in _REGISTRIES.items() if _owner(layer, registry))
+    return tuple(name for name, registry in REGISTRIES.items() if owner_of(layer, registry))
 
 
 def checked_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -216,8 +219,9 @@ def numel(shape: tuple[int, ...]) -> int:
     return torch.Size(shape).numel()
 
 
-def _registrar(name):
-    registry = _REGISTRIES[name]
+def registrar(name: str):
+    """The function `NAME.register` of a contract."""
+    registry = REGISTRIES[name]
 
     def register(kind: type, function=None):
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)) or kind is nn.Module:
@@ -228,18 +232,19 @@ def _registrar(name):
     return register
 
 
-for _name in _REGISTRIES:
-    globals()[_name].register = _registrar(_name)
+for _name in ("lipschitz", "affine", "output_shape", "expand", "slopes"):
+    globals()[_name].register = registrar(_name)
 
 
-def _owner(layer, *registries):
+def owner_of(layer: nn.Module, *registries) -> type | None:
     """The class nearest to the layer's own for which one of the registries holds a function, or None."""
     known = [registry.registry for registry in registries]
     kinds = (kind for kind in type(layer).__mro__ if kind is not object)
     return next((kind for kind in kinds if any(kind in functions for functions in known)), None)
 
 
-def _no_contract(layer, contract):
+def no_contract(layer: nn.Module, contract: str) -> UnsupportedLayerError:
+    """The error for a layer that has not got this contract; it says which it has, and what to do."""
     name, others = name_of(layer), contracts_of(layer)
     title = {"lipschitz": "Lipschitz", "output_shape": "output shape"}.get(contract, contract)
     if contract == "expand":

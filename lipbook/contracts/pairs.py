@@ -72,6 +72,13 @@ def slopes_of_pairs(forward: Callable, x: Tensor, y: Tensor, norm: float, growth
     return torch.where(torch.isfinite(slopes) & (distance > 0), slopes, torch.zeros_like(slopes)).clamp(min=0)
 
 
+def shown(tensor: Tensor) -> str:
+    """The first entries of a tensor, for a message."""
+    entries = tensor.flatten()
+    more = ", ..." if len(entries) > 4 else ""
+    return "[" + ", ".join(f"{entry:.6g}" for entry in entries[:4].tolist()) + more + "]"
+
+
 def _steepest(forward, x, y, norm, growth, keep):
     slopes = slopes_of_pairs(forward, x, y, norm, growth)
     order = slopes.argsort(descending=True)[:keep]

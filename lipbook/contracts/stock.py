@@ -22,9 +22,9 @@ from lipbook.contracts.guard import finite_attribute, name_of
 from lipbook.norms.rows import row_sum_norm
 from lipbook.norms.spectral import spectral_norm
 
-_DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Dropout1d)
-_RESHAPINGS = (nn.Identity, nn.Flatten, nn.Unflatten)
-_BATCH_NORMS = {nn.BatchNorm1d: (1, 2), nn.BatchNorm2d: (3,), nn.BatchNorm3d: (4,)}
+DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Dropout1d)
+RESHAPINGS = (nn.Identity, nn.Flatten, nn.Unflatten)
+BATCH_NORMS = {nn.BatchNorm1d: (1, 2), nn.BatchNorm2d: (3,), nn.BatchNorm3d: (4,)}
 
 
 def recomputed(value: float, norm: float, input_shape: tuple[int, ...] | None, method: str) -> Bound:
@@ -89,7 +89,8 @@ def channel_scale(variance: Tensor, eps: float, gamma: Tensor | None) -> Tensor:
     return (1 if gamma is None else gamma) / torch.sqrt(variance + eps)
 
 
-def _batch_norm_scale(layer):
+def batch_norm_scale(layer: nn.Module) -> Tensor:
+    """The factor of each channel, within 4 units in the last place."""
     with torch.no_grad():
         gamma = None if layer.weight is None else as_float64(layer.weight, "weight")
         variance = as_float64(layer.running_var, "running_var")
@@ -99,7 +100,7 @@ def _batch_norm_scale(layer):
 def _batch_norm_lipschitz(layer, norm, input_shape):
     if input_shape is not None:
         output_shape(layer, input_shape)
-    largest = _batch_norm_scale(layer).abs().max().item()
+    largest = batch_norm_scale(layer).abs().max().item()
     vanishes = layer.weight is not None and not layer.weight.any()
     value = 0.0 if vanishes else math.nextafter(largest * (1 + 2.0**-49), math.inf)
     return recomputed(value, norm, input_shape, "largest channel scale")
@@ -107,7 +108,7 @@ def _batch_norm_lipschitz(layer, norm, input_shape):
 
 def _batch_norm_affine(layer, input_shape):
     output_shape(layer, input_shape)
-    scale = _batch_norm_scale(layer)
+    scale = batch_norm_scale(layer)
     with torch.no_grad():
         bias = -scale * as_float64(layer.running_mean, "running_mean")
         bias = bias if layer.bias is None else bias + as_float64(layer.bias, "bias")
@@ -116,7 +117,7 @@ def _batch_norm_affine(layer, input_shape):
 
 
 def _batch_norm_output_shape(layer, input_shape):
-    dimensions = next(allowed for kind, allowed in _BATCH_NORMS.items() if isinstance(layer, kind))
+    dimensions = next(allowed for kind, allowed in BATCH_NORMS.items() if isinstance(layer, kind))
     if len(input_shape) not in dimensions or input_shape[0] != len(layer.running_mean):
         counts = " or ".join(str(count) for count in dimensions)
         takes = f"{len(layer.running_mean)} channels first, in {counts} dimensions"
@@ -209,11 +210,11 @@ def _sequential_expand(layer):
     return tuple(layer._modules.values())
 
 
-for _kind in _BATCH_NORMS:
+for _kind in BATCH_NORMS:
     lipschitz.register(_kind, _batch_norm_lipschitz)
     affine.register(_kind, _batch_norm_affine)
     output_shape.register(_kind, _batch_norm_output_shape)
-for _kind in (*_DROPOUTS, *_RESHAPINGS):
+for _kind in (*DROPOUTS, *RESHAPINGS):
     lipschitz.register(_kind, _isometry_lipschitz)
     affine.register(_kind, _isometry_affine)
 for _kind in (nn.Identity, nn.Dropout, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout):

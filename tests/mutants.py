@@ -111,4 +111,22 @@ MUTANTS = [
         "",
         "tests/norms/test_spectral.py",
     ),
+    Mutant(
+        "training/loop.py",
+        "accuracy > highest",
+        "accuracy >= highest",
+        "tests/training/test_loop.py",
+    ),
+    Mutant(
+        "training/loop.py",
+        "model = copy.deepcopy(model).eval()",
+        "model = model.eval()",
+        "tests/training/test_loop.py",
+    ),
+    Mutant(
+        "training/loop.py",
+        "lr * (1 - (step - 1) / steps)",
+        "lr",
+        "tests/training/test_loop.py",
+    ),
 ]

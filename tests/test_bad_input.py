@@ -23,6 +23,8 @@ EYE = torch.eye(3)
 NAN = torch.tensor([[1.0, math.nan]])
 INF = torch.tensor([[1.0, math.inf]])
 UPPER = lipbook.Bound(2.0, "upper", method="svd")
+SET = (EYE, torch.tensor([0, 1, 1]))  # inputs and labels
+LOSS = nn.CrossEntropyLoss()
 ALT = "Two bounds, the upper one twice the lower one."
 
 
@@ -159,6 +161,49 @@ BAD = {
         (lambda c: c(nn.ReLU(), (3,), seed="0"), "'0'"),
         (lambda c: c(nn.ReLU(), (3,), seed=1.5), "1.5"),
         (lambda c: c(nn.ReLU(), (3,), seed=True), "True"),
+    ],
+    "lipbook.training.fit": [
+        *layers(lambda f, layer: f(layer, SET, None, LOSS, 3))[:4],
+        (lambda f: f(nn.ReLU(), SET, None, LOSS, 3), "nn.ReLU"),
+        (lambda f: f(nn.Linear(3, 2, device="meta"), SET, None, LOSS, 3), "meta"),
+        (lambda f: f(nn.Linear(4, 2), SET, None, LOSS, 3), "(3,)"),
+        (lambda f: f(nn.Linear(3, 2).double(), SET, None, LOSS, 3), "torch.float32"),
+        (lambda f: f(nn.LSTM(3, 2), SET, None, LOSS, 3), "tuple"),
+        (lambda f: f(nn.Linear(3, 2), EYE, None, LOSS, 3), "Tensor"),
+        (lambda f: f(nn.Linear(3, 2), (*SET, *SET), None, LOSS, 3), "4"),
+        (lambda f: f(nn.Linear(3, 2), None, None, LOSS, 3), "NoneType"),
+        (lambda f: f(nn.Linear(3, 2), ([[1.0]], SET[1]), None, LOSS, 3), "list"),
+        (lambda f: f(nn.Linear(3, 2), (EYE.to("meta"), SET[1]), None, LOSS, 3), "meta"),
+        (lambda f: f(nn.Linear(3, 2), (EYE, [0, 1, 1]), None, LOSS, 3), "list"),
+        (lambda f: f(nn.Linear(3, 2), (EYE.long(), SET[1]), None, LOSS, 3), "torch.int64"),
+        (lambda f: f(nn.Linear(3, 2), (torch.zeros(0, 3), torch.zeros(0).long()), None, LOSS, 3), "(0, 3)"),
+        (lambda f: f(nn.Linear(2, 2), (NAN, torch.tensor([1])), None, LOSS, 3), "sample 0"),
+        (lambda f: f(nn.Linear(2, 2), (INF, torch.tensor([1])), None, LOSS, 3), "sample 0"),
+        (lambda f: f(nn.Linear(3, 2), (EYE, ONE), None, LOSS, 3), "torch.float32"),
+        (lambda f: f(nn.Linear(3, 2), (EYE, ONE > 0), None, LOSS, 3), "torch.bool"),
+        (lambda f: f(nn.Linear(3, 2), (EYE, torch.tensor([0, 1])), None, LOSS, 3), "(2,)"),
+        (lambda f: f(nn.Linear(3, 2), (EYE, EYE.long()), None, LOSS, 3), "(3, 3)"),
+        (lambda f: f(nn.Linear(3, 2), (EYE, torch.tensor([0, 1, 2])), None, LOSS, 3), "from 0 to 2"),
+        (lambda f: f(nn.Linear(3, 2), (EYE, torch.tensor([0, -1, 1])), None, LOSS, 3), "from -1 to 1"),
+        (lambda f: f(nn.Linear(3, 2), SET, (EYE, torch.tensor([0, 1, 2])), LOSS, 3), "validation labels"),
+        (lambda f: f(nn.Linear(3, 2), SET, (torch.eye(4), torch.zeros(4).long()), LOSS, 3), "(4,)"),
+        (lambda f: f(nn.Linear(3, 2), SET, (), LOSS, 3), "validation"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, nn.CrossEntropyLoss, 3), "CrossEntropyLoss"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, None, 3), "None"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, nn.CrossEntropyLoss(reduction="none"), 3), "(3,)"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, lambda z, y: 1.0, 3), "float"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, lambda z, y: z.sum().detach(), 3), "gradient"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 0), "0"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3.0), "3.0"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, True), "bool"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, seed=-1), "-1"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, seed="0"), "'0'"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, batch_size=0), "0"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, batch_size=1.5), "1.5"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr=0), "0"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr=-0.1), "-0.1"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr=math.nan), "nan"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr="0.1"), "'0.1'"),
     ],
     "lipbook.plot.ladder": [
         (lambda f: f([]), "empty"),

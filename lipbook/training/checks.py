@@ -1,0 +1,105 @@
+"""What a training run asks of its arguments, and of what it meets on the way."""
+
+import math
+
+import torch
+from torch import nn
+
+from lipbook.contracts.guard import name_of, require_layer
+
+
+def require_numbers(steps: int, seed: int, batch_size: int, lr: float) -> None:
+    for name, number, least in (("steps", steps, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise TypeError(f"{name} must be an int, got {number!r} of type {type(number).__name__}.")
+        if not least <= number < 2**63:
+            raise ValueError(f"{name} must be at least {least} and below 2^63, got {number}.")
+    if not isinstance(lr, (int, float)) or isinstance(lr, bool):
+        raise TypeError(f"lr must be a number, got {lr!r} of type {type(lr).__name__}.")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be a positive, finite learning rate, got {lr}.")
+
+
+def require_parts(model: nn.Module, loss) -> None:
+    require_layer(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{name} is on {tensor.device}: this loop trains on the CPU, use model.cpu().")
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(f"{name_of(model)} has no parameter that requires a gradient: nothing to train.")
+    if isinstance(loss, type):
+        raise TypeError(f"loss is the class {loss.__name__}: pass an instance, {loss.__name__}().")
+    if not callable(loss):
+        raise TypeError(f"loss must be a function of (logits, labels), got {loss!r}.")
+
+
+def checked_set(pair, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The inputs and the labels of a pair, detached, the labels as int64."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        size = f" of {len(pair)}" if isinstance(pair, (tuple, list)) else ""
+        raise TypeError(f"{name} must be a pair (inputs, labels), got a {type(pair).__name__}{size}.")
+    inputs, labels = pair
+    for part, tensor in (("inputs", inputs), ("labels", labels)):
+        if not isinstance(tensor, torch.Tensor):
+            kind = type(tensor).__name__
+            raise TypeError(f"the {name} {part} must be a torch.Tensor, got {kind}: use torch.as_tensor.")
+        if tensor.device.type != "cpu":
+            raise ValueError(f"the {name} {part} are on {tensor.device}: this loop trains on the CPU.")
+    if not inputs.is_floating_point():
+        raise TypeError(f"the {name} inputs must have a real floating dtype, got {inputs.dtype}.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"the {name} labels must be integers (classes), got {labels.dtype}: use .long().")
+    if inputs.numel() == 0:
+        raise ValueError(f"the {name} set is empty: its inputs have the shape {tuple(inputs.shape)}.")
+    if labels.ndim != 1 or inputs.ndim == 0 or len(inputs) != len(labels):
+        raise ValueError(
+            f"the {name} set needs one label for each input, in shape (n,): got inputs "
+            f"{tuple(inputs.shape)} and labels {tuple(labels.shape)}."
+        )
+    if not torch.isfinite(inputs).all():
+        row = torch.nonzero(~torch.isfinite(inputs).flatten(1).all(dim=1))[0].item()
+        raise ValueError(f"the {name} inputs have a NaN or infinite entry, first in sample {row}: mend it.")
+    return inputs.detach(), labels.detach().long()
+
+
+def require_fit(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, name: str) -> None:
+    """Raise unless the model (a copy, in eval mode) gives these inputs logits that have these classes."""
+    shape, dtype = tuple(inputs.shape[1:]), inputs.dtype
+    try:
+        with torch.no_grad():
+            logits = model(inputs[:1])
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the model does not take the {name} inputs, {dtype} of shape {shape}: {reason}"
+        ) from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != 1:
+        got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"the model must give logits of shape (batch, classes), got {got} for one input.")
+    classes = logits.shape[1]
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"the {name} labels must be from 0 to {classes - 1}, as the model has {classes} logits: "
+            f"got labels from {labels.min().item()} to {labels.max().item()}."
+        )
+
+
+def require_loss_value(value, step: int) -> None:
+    if not isinstance(value, torch.Tensor) or value.ndim != 0:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise ValueError(f'the loss must be one number (reduction="mean"), as a tensor, got {got}.')
+    if not value.requires_grad:
+        raise ValueError("the loss has no gradient: compute it from the logits without .detach() or .item().")
+    if not torch.isfinite(value):
+        raise FloatingPointError(
+            f"the loss is {value.item()} at step {step}: take a smaller lr, or look for a division by 0 or "
+            "the logarithm of 0 in the model or the loss."
+        )
+
+
+def require_finite_weights(weights: list[nn.Parameter], step: int) -> None:
+    if not all(torch.isfinite(weight).all() for weight in weights):
+        raise FloatingPointError(
+            f"a weight is NaN or infinite at step {step}: take a smaller lr, or look for an infinite "
+            "gradient (the square root or a norm at 0) in the model or the loss."
+        )

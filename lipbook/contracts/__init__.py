@@ -9,5 +9,16 @@ from lipbook.contracts import stock as _stock  # noqa: F401  (registers)
 from lipbook.contracts.attacks import check
 from lipbook.contracts.definitions import affine, expand, lipschitz, output_shape, slopes
 from lipbook.contracts.rounding import enclose
+from lipbook.contracts.structures import Reflection, Sorting
 
-__all__ = ["affine", "check", "enclose", "expand", "lipschitz", "output_shape", "slopes"]
+__all__ = [
+    "Reflection",
+    "Sorting",
+    "affine",
+    "check",
+    "enclose",
+    "expand",
+    "lipschitz",
+    "output_shape",
+    "slopes",
+]

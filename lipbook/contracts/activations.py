@@ -4,6 +4,8 @@ A slope range [a, b] bounds every difference quotient, so max(|a|, |b|) is the L
 that grows with each entry, 2 and infinity among them.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -49,8 +51,14 @@ def _activation_lipschitz(activation, norm, input_shape):
     return recomputed(max(abs(low), abs(high)), norm, input_shape, "slope range")
 
 
-for _kind in _CURVES:
-    slopes.register(_kind, _activation_slopes)
-    if _kind is not nn.Identity:  # an isometry, in `stock`
-        lipschitz.register(_kind, _activation_lipschitz)
-        output_shape.register(_kind, same_shape)
+def register_curve(kind: type, function: Callable[[nn.Module], Curve]) -> None:
+    """Give a class of elementwise activations the contracts that follow from its `Curve`."""
+    _CURVES[kind] = function
+    slopes.register(kind, _activation_slopes)
+    lipschitz.register(kind, _activation_lipschitz)
+    output_shape.register(kind, same_shape)
+
+
+slopes.register(nn.Identity, _activation_slopes)  # an isometry, the rest is in `stock`
+for _kind in set(_CURVES) - {nn.Identity}:
+    register_curve(_kind, _CURVES[_kind])

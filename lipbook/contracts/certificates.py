@@ -17,17 +17,28 @@ from lipbook.bound import Bound, CertificateError, UnsupportedLayerError
 
 @dataclass(frozen=True)
 class MatrixCertificate:
-    """Proves that the norm of a layer's materialised weight is at most the value, by a matrix certificate."""
+    """Proves that the norm of a layer's materialised weight is at most the value, by a matrix certificate.
+
+    Where `read` rounds, the norm of the true weight is at most 1 + `inflation` times that of what it gives.
+    """
 
     read: Callable[[nn.Module], Tensor]
     certificate: Any
     norm: float
+    inflation: float = 0.0
 
     def verify(self, bound: Bound, subject: nn.Module) -> None:
         """Raise `CertificateError` unless the value is proved for the layer `subject`."""
         _check_form(bound, self.norm)
-        weight = _reading(lambda: self.read(subject))
-        _reading(lambda: self.certificate.verify(dataclasses.replace(bound, region=None), weight))
+        weight = reading(lambda: self.read(subject))
+        deflated = dataclasses.replace(bound, region=None, value=self._deflated(bound.value))
+        reading(lambda: self.certificate.verify(deflated, weight))
+
+    def _deflated(self, value):
+        """A float at most value / (1 + inflation)."""
+        if self.inflation == 0 or math.isinf(value):
+            return value
+        return math.nextafter(value / math.nextafter(1 + self.inflation, math.inf), 0.0)
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class RecomputedCertificate:
     def verify(self, bound: Bound, subject: nn.Module) -> None:
         """Raise `CertificateError` unless the value is at least what the layer needs."""
         _check_form(bound, self.norm)
-        least = _reading(lambda: self.least(subject))
+        least = reading(lambda: self.least(subject))
         if not bound.value >= least:
             raise CertificateError(f"{bound.value!r} is not proved: recomputed, this layer needs {least!r}.")
 
@@ -56,7 +67,7 @@ class ProductCertificate:
     def verify(self, bound: Bound, subject: nn.Module) -> None:
         """Raise `CertificateError` unless every factor is proved and their product is at most the value."""
         _check_form(bound, self.norm)
-        children = _reading(lambda: self.children(subject))
+        children = reading(lambda: self.children(subject))
         if len(children) != len(self.factors):
             raise CertificateError(f"{len(self.factors)} factors prove nothing about {len(children)} layers.")
         for position, (factor, child) in enumerate(zip(self.factors, children)):
@@ -68,6 +79,28 @@ class ProductCertificate:
         product = product_up([factor.value for factor in self.factors])
         if not bound.value >= product:
             raise CertificateError(f"{bound.value!r} is not proved: the factors multiply to {product!r}.")
+
+
+@dataclass(frozen=True)
+class ShortcutCertificate:
+    """Proves a constant of x + module(x): the module's on the module, and 1 + that, rounded up."""
+
+    inner: Bound
+    module: Callable[[nn.Module], nn.Module]
+    norm: float
+
+    def verify(self, bound: Bound, subject: nn.Module) -> None:
+        """Raise `CertificateError` unless the inner bound is proved, and the value is at least 1 more."""
+        _check_form(bound, self.norm)
+        module = reading(lambda: self.module(subject))
+        try:
+            _check_form(self.inner, self.norm)
+            self.inner.verify(module)
+        except CertificateError as error:
+            raise CertificateError(f"inside the residual, {type(module).__name__}: {error}") from error
+        least = one_plus_up(self.inner.value)
+        if not bound.value >= least:
+            raise CertificateError(f"{bound.value!r} is not proved: 1 + the inner bound is {least!r}.")
 
 
 def product_up(factors: list[float]) -> float:
@@ -84,12 +117,21 @@ def product_up(factors: list[float]) -> float:
     return product if product >= exact else math.nextafter(product, math.inf)
 
 
+def one_plus_up(value: float) -> float:
+    """1 + a non-negative float, exact where a float holds it, else rounded up."""
+    total = 1 + value
+    if math.isinf(total) or Fraction(total) >= 1 + Fraction(value):
+        return total
+    return math.nextafter(total, math.inf)
+
+
 def _check_form(bound, norm):
     if (bound.kind, bound.norm, bound.output) != ("upper", norm, None):
         raise CertificateError(f"this certificate proves upper bounds in norm {norm}, not {bound!r}.")
 
 
-def _reading(read):
+def reading(read: Callable[[], Any]) -> Any:
+    """What `read()` returns; a layer that it cannot read is a `CertificateError`."""
     try:
         return read()
     except (

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lipbook.bound import Bound, UnsupportedLayerError, as_float64, checked_norm
 from lipbook.contracts.guard import guard, name_of, require_layer
+from lipbook.contracts.structures import Reflection, Sorting
 
 
 def _unregistered(layer, *arguments, **keywords):
@@ -139,8 +140,8 @@ def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
 
 def slopes(
     activation: nn.Module, lower: Tensor | None = None, upper: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Bounds (a, b) on the slopes (f(x) - f(y)) / (x - y) of an elementwise activation.
+) -> tuple[Tensor, Tensor] | Sorting | Reflection:
+    """Bounds (a, b) on the slopes (f(x) - f(y)) / (x - y) of an elementwise activation, or its structure.
 
     Args:
         activation: a layer with a contract.
@@ -148,13 +149,15 @@ def slopes(
             Both None: everywhere.
 
     Returns:
-        float64 tensors a and b, shaped as `lower` (0-d when it is None), rounded outward.
+        float64 tensors a and b, shaped as `lower` (0-d when it is None), rounded outward. For an activation
+        that acts on groups of entries, a `Sorting` or a `Reflection`: what it does everywhere.
 
     Raises:
         UnsupportedLayerError: as `lipschitz`.
         ValueError, TypeError: only one end given, other shapes, NaN or infinite ends, lower > upper.
 
-    Register: `@slopes.register(MyActivation)` over a function `(activation, lower, upper) -> (a, b)`.
+    Register: `@slopes.register(MyActivation)` over a function `(activation, lower, upper)` that
+    returns (a, b), a `Sorting` or a `Reflection`.
     """
     function = guarded(activation, "slopes")
     if (lower is None) != (upper is None):
@@ -162,8 +165,10 @@ def slopes(
     if lower is not None:
         lower, upper = _checked_interval(lower, upper)
     answer = function(activation, lower, upper)
+    if isinstance(answer, (Sorting, Reflection)):
+        return answer
     shape = torch.Size() if lower is None else lower.shape
-    what = f"float64 tensors a <= b of shape {tuple(shape)}"
+    what = f"float64 tensors a <= b of shape {tuple(shape)}, a Sorting or a Reflection"
     if not _are_float64(answer):
         refuse_answer(activation, "slopes", what, answer)
     a, b = answer

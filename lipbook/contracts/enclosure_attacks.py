@@ -26,7 +26,7 @@ def attack_enclosures(target) -> float:
                 shapes = tuple(values.shape[1:]), tuple(found.shape[1:])
                 target.fail("enclose", f"it gives values of shape {shapes[0]}, not {shapes[1]}.")
             rounding = enclose(target.layer, x, torch.zeros_like(x))[1]
-            rounding = rounding + target.tolerance * (values.abs() + found.abs()) + 1e-300
+            rounding = rounding + target.tolerance * _largest(values.abs() + found.abs()) + 1e-300
             distance = ((found - values).abs() - rounding).clamp(min=0).flatten()
             worst = (distance - allowed.flatten()).argmax()
             if not (distance <= allowed.flatten()).all():
@@ -39,6 +39,11 @@ def attack_enclosures(target) -> float:
                 )
             slack = min([slack, *(allowed.flatten()[distance > 0] / distance[distance > 0]).tolist()])
     return slack - 1
+
+
+def _largest(sizes):
+    """The largest entry of each sample: a weight formed in another dtype moves small entries as far as it."""
+    return sizes.flatten(1).amax(1).reshape(-1, *[1] * (sizes.ndim - 1))
 
 
 def _drawn(target, choices, shape):

@@ -1,4 +1,4 @@
-"""Attacks on slope ranges: long and short secants on many intervals, and everywhere.
+"""Attacks on slope ranges: long and short secants on many intervals, and everywhere; and on structures.
 
 Short secants stand for derivatives: autodiff's may be wrong at a kink, and torch's derivative of CELU reads
 alpha in float32 even where the forward pass reads it in float64.
@@ -9,6 +9,8 @@ import math
 import torch
 
 from lipbook.contracts.definitions import slopes
+from lipbook.contracts.pairs import shown, start_points
+from lipbook.contracts.structures import Reflection, Sorting
 
 _PARTS = 16
 _STEPS = (1e-3, 1e-5)
@@ -19,10 +21,12 @@ def attack_slopes(target) -> float:
     """The slack of the global range: max(|a|, |b|) / steepest slope found - 1.
 
     Fails the target if a slope leaves a range, if a local range leaves the global one, or if the activation
-    does not act entry by entry.
+    does not act entry by entry. For a structure, the largest relative difference to the forward pass.
     """
-    _attack_entrywise(target)
     everywhere = slopes(target.layer)
+    if isinstance(everywhere, (Sorting, Reflection)):
+        return _attack_structure(target, everywhere)
+    _attack_entrywise(target)
     steepest = 0.0
     for lower, upper in _intervals(target):
         local = slopes(target.layer, lower, upper)
@@ -114,3 +118,47 @@ def _attack_entrywise(target):
         images, others = target.forward(x), target.forward(y)
     if images.shape != x.shape or not torch.allclose(images[kept], others[kept], rtol=1e-9, atol=1e-12):
         target.fail("slopes", f"at x = [{x.flatten()[0]:.6g}, ...] the layer mixes its entries.")
+
+
+def _attack_structure(target, structure):
+    """Random points, points with many ties and zero: the layer must do what the structure says."""
+    generator, shape = target.generator, target.shape
+    ends = -torch.ones(shape, dtype=torch.float64), torch.ones(shape, dtype=torch.float64)
+    local = slopes(target.layer, *ends)
+    if local != structure:
+        target.fail("slopes", f"on an interval it gives {local!r}, and everywhere {structure!r}.")
+    ties = torch.randint(-1, 2, (64, *shape), generator=generator).double()
+    x = torch.cat([start_points(shape, generator), ties])
+    told = _image(target, structure, x)
+    with torch.no_grad():
+        found = target.forward(x)
+    if found.shape != x.shape:
+        target.fail("slopes", f"{structure!r} keeps the shape {shape}, the layer gives {found.shape[1:]}.")
+    sizes = torch.maximum(x.abs(), found.abs()).flatten(1).max(dim=1).values
+    gaps = (told - found).abs().flatten(1).max(dim=1).values
+    worst = (gaps - target.tolerance * sizes).argmax()
+    if not gaps[worst] <= target.tolerance * sizes[worst]:
+        target.fail(
+            "slopes",
+            f"at x = {shown(x[worst])} {structure!r} gives {shown(told[worst])}, and the layer gives "
+            f"{shown(found[worst])}.",
+        )
+    return (gaps / sizes.clamp(min=1e-300)).max().item()
+
+
+def _image(target, structure, x):
+    """What the structure does to a batch, one group after the other."""
+    sorts = isinstance(structure, Sorting)
+    size = structure.group_size if sorts else 2
+    count = x.shape[structure.dim] if structure.dim < x.ndim else 0
+    if count == 0 or count % size or not (sorts or count == 2 * len(structure.vectors)):
+        target.fail("slopes", f"{structure!r} does not fit the shape {target.shape}, which the layer takes.")
+    groups = x.movedim(structure.dim, -1).split(size, dim=-1)
+    if sorts:
+        images = [group.sort(dim=-1, descending=True).values for group in groups]
+    else:
+        images = []
+        for z, u in zip(groups, structure.vectors):
+            along = (z @ u)[..., None]
+            images.append(z + u * (along.abs() - along))
+    return torch.cat(images, dim=-1).movedim(-1, structure.dim)

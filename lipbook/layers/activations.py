@@ -121,6 +121,9 @@ class Householder(nn.Module):
 class Abs(nn.Module):
     """The absolute value of each entry."""
 
+    def __init__(self):
+        super().__init__()
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Any shape to the same shape."""
         return inputs.abs()

@@ -8,7 +8,16 @@ import torch
 from torch import nn
 
 from lipbook import Bound, CertificateError, UnsupportedLayerError
-from lipbook.contracts import affine, check, expand, lipschitz, output_shape, slopes
+from lipbook.contracts import (
+    Reflection,
+    Sorting,
+    affine,
+    check,
+    expand,
+    lipschitz,
+    output_shape,
+    slopes,
+)
 
 PLANTED = {}
 
@@ -394,6 +403,82 @@ def _(wrong):
         return x + x.roll(1, 1) if wrong else 2 * x
 
     return activation_with(forward, constant_slopes(-1e12, 1e12))  # no range is too narrow
+
+
+def sorted_groups(x, size, dim=1):
+    return x.unflatten(dim, (-1, size)).sort(dim + 1, descending=True).values.flatten(dim, dim + 1)
+
+
+def reflected(x, vectors):
+    z = x.unflatten(1, (-1, 2))
+    along = (z * vectors).sum(2, keepdim=True)
+    return torch.where(along > 0, z, z - 2 * vectors * along).flatten(1)
+
+
+def named(forward, structure):
+    return activation_with(forward, lambda lower, upper: structure)
+
+
+@planted("slopes: a Sorting with groups of another size", shape=(8,))
+def _(wrong):
+    return named(lambda x: sorted_groups(x, 2), Sorting(4 if wrong else 2))
+
+
+@planted("slopes: a Sorting with groups that do not fit", shape=(8,))
+def _(wrong):
+    return named(lambda x: sorted_groups(x, 4), Sorting(3 if wrong else 4))
+
+
+@planted("slopes: a Sorting along another dimension", shape=(4, 4))
+def _(wrong):
+    return named(lambda x: sorted_groups(x, 2, dim=2), Sorting(2, dim=1 if wrong else 2))
+
+
+@planted("slopes: a Sorting along a dimension that is not there", shape=(4,))
+def _(wrong):
+    return named(lambda x: sorted_groups(x, 2), Sorting(2, dim=2 if wrong else 1))
+
+
+@planted("slopes: a Sorting of what is sorted upwards", shape=(6,))
+def _(wrong):
+    return named(lambda x: -sorted_groups(-x, 3) if wrong else sorted_groups(x, 3), Sorting(3))
+
+
+@planted("slopes: a Sorting of pairs taken half the width apart", shape=(8,))
+def _(wrong):
+    def halves(x):
+        first, second = x.chunk(2, dim=1)
+        return torch.cat([torch.maximum(first, second), torch.minimum(first, second)], dim=1)
+
+    return named(halves if wrong else lambda x: sorted_groups(x, 2), Sorting(2))
+
+
+ANGLES = torch.tensor([0.3, 1.9, -2.5], dtype=torch.float64)
+VECTORS = torch.stack([torch.cos(ANGLES), torch.sin(ANGLES)], dim=1)
+
+
+@planted("slopes: a Reflection by another vector", shape=(6,))
+def _(wrong):
+    other = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1e-4, 0.0]], dtype=torch.float64)
+    return named(lambda x: reflected(x, VECTORS), Reflection(VECTORS + other if wrong else VECTORS))
+
+
+@planted("slopes: a Reflection on the wrong side", shape=(6,))
+def _(wrong):
+    return named(lambda x: reflected(x, VECTORS), Reflection(-VECTORS if wrong else VECTORS))
+
+
+@planted("slopes: a Reflection of another number of pairs", shape=(6,))
+def _(wrong):
+    return named(lambda x: reflected(x, VECTORS), Reflection(VECTORS[:2] if wrong else VECTORS))
+
+
+@planted("slopes: on an interval, another structure", shape=(4,))
+def _(wrong):
+    def contract(lower, upper):
+        return Sorting(2 if lower is None or not wrong else 4)
+
+    return activation_with(lambda x: sorted_groups(x, 2), contract)
 
 
 def linear_affine(contract):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lipbook import Bound, UnsupportedLayerError
-from lipbook.contracts import affine, expand, lipschitz, output_shape, slopes
+from lipbook.contracts import Reflection, Sorting, affine, expand, lipschitz, output_shape, slopes
 
 ONES = torch.ones(3)
 NOT_SHAPES = [([3], TypeError), (3, TypeError), ("3", TypeError), ((), ValueError), ((0,), ValueError)]
@@ -85,6 +85,30 @@ def test_a_slopes_contract_must_return_float64_in_order(a, b, dtype):
     layer = registered(slopes, lambda layer, lower, upper: ends)
     with pytest.raises(TypeError, match="must return float64 tensors a <= b"):
         slopes(layer)
+
+
+@pytest.mark.parametrize("structure", [Sorting(3, dim=2), Reflection(torch.eye(2))], ids=repr)
+def test_a_slopes_contract_may_return_a_structure_with_or_without_an_interval(structure):
+    layer = registered(slopes, lambda layer, lower, upper: structure)
+    assert slopes(layer) is structure and slopes(layer, -ONES, ONES) is structure
+
+
+@pytest.mark.parametrize("answer", ["sorting", (3, 1), Sorting, (Sorting(2), Sorting(2))], ids=repr)
+def test_only_the_two_structures_are_answers_of_slopes(answer):
+    layer = registered(slopes, lambda layer, lower, upper: answer)
+    with pytest.raises(TypeError, match="a Sorting or a Reflection"):
+        slopes(layer)
+
+
+def test_reflections_compare_by_their_numbers_and_keep_a_copy_of_them():
+    vectors = torch.eye(2, dtype=torch.float32, requires_grad=True)
+    structure = Reflection(vectors)
+    assert structure == Reflection(torch.eye(2)) and hash(structure) == hash(Reflection(torch.eye(2)))
+    assert structure != Reflection(torch.eye(2), dim=2) and structure != Reflection(-torch.eye(2))
+    with torch.no_grad():
+        vectors[0, 0] = 7
+    assert structure.vectors.dtype == torch.float64 and structure == Reflection(torch.eye(2))
+    assert not structure.vectors.requires_grad and "2x2" in repr(structure)
 
 
 def test_register_works_as_a_decorator_and_returns_the_function():

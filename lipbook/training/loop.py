@@ -129,6 +129,6 @@ def _counted(steps, progress):
     numbers = range(1, steps + 1)
     if not progress:
         return numbers
-    from tqdm.auto import tqdm  # here, so that importing the library does not load it
+    from tqdm.auto import tqdm  # here: in a notebook it loads ipywidgets
 
     return tqdm(numbers, desc="fit", unit="step")

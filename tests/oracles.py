@@ -3,9 +3,9 @@
 `exact_constant` enumerates the activation regions of a network and takes the largest norm of a Jacobian: the
 true Lipschitz constant. `exact_forward` runs the network in rational arithmetic. Both read `nn.Linear`,
 `nn.ReLU`, `nn.LeakyReLU`, `nn.Flatten`, `nn.Identity` and nested `nn.Sequential`, and by the name of the
-class, so that nothing of the library is imported, `MaxMin`, `Abs`, `GroupSort`, `Residual` and `Normalize`.
-A model that they cannot read is a ValueError. `random_networks` makes the twenty networks that a lower bound
-is judged by.
+class, so that nothing of the library is imported, `MaxMin`, `GroupSort`, `Householder`, `Abs`, `Residual` and
+`Normalize`. A sample is read as a vector; only `Normalize` may stand before a `Flatten`. A model that they
+cannot read is a ValueError. `random_networks` makes the twenty networks that a lower bound is judged by.
 
 The enumeration goes through the neurons in the order of the layers and keeps, of every region found so far,
 the affine map that the network is there, the half-spaces that cut the region out, and a point inside. A plane
@@ -55,7 +55,12 @@ def exact_constant(model, norm=2, output=None, center=None, radius=math.inf) -> 
     Raises:
         ValueError: a model that is not read, or another argument that is not of this form.
     """
-    jacobians = np.stack([_selected(r.jacobian, output) for r in regions(model, center, radius)])
+    return largest_norm(regions(model, center, radius), norm, output)
+
+
+def largest_norm(found: list[Region], norm=2, output=None) -> float:
+    """`exact_constant` from the regions that `regions` has found, for several norms or outputs."""
+    jacobians = np.stack([_selected(region.jacobian, output) for region in found])
     if norm == 2:
         return float(np.linalg.norm(jacobians, 2, axis=(1, 2)).max())
     if norm == math.inf:
@@ -149,7 +154,7 @@ def random_networks(max_min: type[nn.Module], seeds=range(20)) -> list[nn.Sequen
         sizes = [inputs] + [2 * half_width] * hidden + [outputs]
         layers = []
         for fan_in, fan_out in zip(sizes, sizes[1:]):
-            linear = nn.Linear(fan_in, fan_out)
+            linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
             with torch.no_grad():
                 linear.weight.copy_(torch.randn(fan_out, fan_in, generator=generator) * (2 / fan_in) ** 0.5)
                 linear.bias.copy_(torch.randn(fan_out, generator=generator) / 2)
@@ -226,10 +231,17 @@ def _read(layer, size):
             raise ValueError(f"a residual of {size} inputs and {after} outputs cannot be added.")
         return [_Save(), *steps, _AddSaved()], size
     if name == "Normalize":
-        mean, std = (np.array(_floats(torch.as_tensor(v))) for v in (layer.mean, layer.std))
-        if mean.size not in (1, size) or std.size not in (1, size) or not (std != 0).all():
+        mean, std = (_array(torch.as_tensor(v)).ravel() for v in (layer.mean, layer.std))
+        if size % mean.size or size % std.size or not (std != 0).all():
             raise ValueError(f"{layer} cannot be read: mean {mean}, std {std}, {size} entries.")
-        return [_Standardise(np.broadcast_to(mean, size), np.broadcast_to(std, size))], size
+        return [_Standardise(mean.repeat(size // mean.size), std.repeat(size // std.size))], size
+    if name == "Householder":
+        if size != 2 * len(layer.theta):
+            raise ValueError(f"{layer} stands where there are {size} entries.")
+        half = layer.theta.detach() / 2
+        along = _array(torch.block_diag(*torch.stack([torch.sin(half), -torch.cos(half)], 1).unsqueeze(1)))
+        inner = [_Linear(along, np.zeros(size // 2)), _Kinks(-2.0, 0.0), _Linear(along.T, np.zeros(size))]
+        return [_Save(), *inner, _AddSaved()], size  # z + u (|u'z| - u'z)
     raise ValueError(f"the oracle cannot read {name}: it knows the layers that its module names.")
 
 
@@ -239,11 +251,9 @@ def _transpositions(group):
 
 
 def _input_size(layer):
-    """The number of inputs as the first layer that knows it says, or None."""
+    """The number of inputs as the first linear layer says, or None."""
     if type(layer) is nn.Linear:
         return layer.in_features
-    if type(layer).__name__ == "Normalize":
-        return torch.as_tensor(layer.mean).numel() if torch.as_tensor(layer.mean).numel() > 1 else None
     children = layer if type(layer) is nn.Sequential else []
     if type(layer).__name__ == "Residual":
         children = [layer.module]

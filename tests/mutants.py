@@ -129,4 +129,40 @@ MUTANTS = [
         "lr",
         "tests/training/test_loop.py",
     ),
+    Mutant(
+        "layers/activations.py",
+        "return max(1.0, math.nextafter(above, math.inf))",
+        "return 1.0",
+        "tests/layers/test_activations.py",
+    ),
+    Mutant(
+        "layers/activations.py",
+        "torch.maximum(moves, mirrored)",
+        "moves",
+        "tests/layers/test_enclosures.py",
+    ),
+    Mutant(
+        "layers/residual.py",
+        "rows = matrix.abs() + 4 * weight.abs()",
+        "rows = matrix.abs()",
+        "tests/layers/test_residual.py",
+    ),
+    Mutant(
+        "layers/residual.py",
+        "self.module(inputs.clone())",
+        "self.module(inputs)",
+        "tests/layers/test_residual.py",
+    ),
+    Mutant(
+        "contracts/certificates.py",
+        "return math.nextafter(value / math.nextafter(1 + self.inflation, math.inf), 0.0)",
+        "return value",
+        "tests/contracts/test_certificates.py",
+    ),
+    Mutant(
+        "contracts/slope_attacks.py",
+        "images = [group.sort(dim=-1, descending=True).values for group in groups]",
+        "images = groups",
+        "tests/contracts/test_attacks.py",
+    ),
 ]

@@ -112,7 +112,7 @@ def _primitive(layer):
 
 def _stored_linear(layer):
     primitive = _primitive(layer)
-    return primitive is not None and owner_of(primitive, REGISTRIES["affine"]) is nn.Linear
+    return primitive is not None and owner_of(primitive, *REGISTRIES.values()) is nn.Linear
 
 
 def _over_stored_linear(layer, norm):

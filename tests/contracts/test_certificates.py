@@ -116,3 +116,16 @@ def test_a_layer_whose_weight_is_no_matrix_any_more_is_refused_as_a_certificate(
     layer.weight = nn.Parameter(torch.ones(3))
     with pytest.raises(CertificateError):
         bound.verify(layer)
+
+
+@pytest.mark.parametrize("norm", [2, math.inf])
+def test_an_inflated_certificate_asks_for_that_much_more(norm):
+    """A weight that is known within a half proves 3/2 of its norm, and nothing below."""
+    layer = nn.Linear(4, 4)
+    bound = lipschitz(layer, norm)
+    inflated = dataclasses.replace(bound.certificate, inflation=0.5)
+    enough = dataclasses.replace(bound, value=1.5 * bound.value * (1 + 1e-12), certificate=inflated)
+    assert enough.verify(layer) is enough
+    for factor in (1.0, 1.499999):
+        with pytest.raises(CertificateError):
+            dataclasses.replace(enough, value=factor * bound.value).verify(layer)

@@ -223,6 +223,14 @@ BAD = {
         (lambda c: c(nn.ReLU(), (3,), seed=1.5), "1.5"),
         (lambda c: c(nn.ReLU(), (3,), seed=True), "True"),
     ],
+    "lipbook.data.network": [
+        (lambda f: f("cifar"), "'cifar'"),
+        (lambda f: f("Digits"), "'Digits'"),
+        (lambda f: f(""), "''"),
+        (lambda f: f(None), "None"),
+        (lambda f: f(["digits"]), "['digits']"),
+        (lambda f: f(3), "3"),
+    ],
     "lipbook.training.fit": [
         *layers(lambda f, layer: f(layer, SET, None, LOSS, 3))[:4],
         (lambda f: f(nn.ReLU(), SET, None, LOSS, 3), "nn.ReLU"),

@@ -95,20 +95,21 @@ def _jacobian_pairs(forward, points, norm):
         directions = torch.sign(points + 1e-12).flatten(1)
     else:
         points = points[torch.linspace(0, len(points) - 1, min(affordable, len(points))).long()]
-        directions = _steepest_directions(_jacobians(forward, points), norm)
+        directions = steepest_directions(jacobians(forward, points), norm)
     directions = directions.reshape(points.shape)
     reach = (1 + lengths(points, math.inf)).reshape(-1, *[1] * (points.ndim - 1))
     steps = [step * reach * directions / 2 for step in _STEPS]
     return torch.cat([points - step for step in steps]), torch.cat([points + step for step in steps])
 
 
-def _jacobians(forward, points):
+def jacobians(forward: Callable, points: Tensor) -> Tensor:
     """One Jacobian (outputs, inputs) a point: samples do not meet, so the batch may be summed over."""
     total = torch.func.jacrev(lambda batch: forward(batch).flatten(1).sum(0))(points)
     return total.detach().flatten(2).transpose(0, 1).nan_to_num(0.0, 0.0, 0.0)
 
 
-def _steepest_directions(jacobians, norm):
+def steepest_directions(jacobians: Tensor, norm: float) -> Tensor:
+    """The direction (inputs,) that each Jacobian of a batch stretches most."""
     if norm == 2:
         return torch.linalg.svd(jacobians, full_matrices=False).Vh[:, 0]
     rows = jacobians.abs().sum(dim=2).argmax(dim=1)

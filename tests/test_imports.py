@@ -86,7 +86,7 @@ def test_no_module_is_named_like_a_public_name_of_its_package(package):
 
 
 def test_import_lipbook_brings_torch_and_no_notebook_or_plotting_package():
-    program = "import sys, lipbook, lipbook.bounds, lipbook.contracts; print(*sys.modules)"
+    program = "import sys, lipbook, lipbook.bounds, lipbook.contracts, lipbook.layers; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split())
     assert "torch" in loaded

@@ -56,9 +56,9 @@ def check(layer: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> dict
 
     Returns:
         For "lipschitz_2", "lipschitz_inf" and "slopes": bound / steepest slope found - 1, for the weights as
-        they are; for "enclose" the same of the errors that it allows. For "affine", "expand" and
-        "output_shape": the largest relative difference to the forward pass. Contracts that the layer does not
-        have are left out.
+        they are; for "enclose" the same of the errors that it allows. For "affine", "expand",
+        "output_shape", and "slopes" that name a structure: the largest relative difference to the forward
+        pass. Contracts that the layer does not have are left out.
 
     Raises:
         CertificateError: a contract is wrong; the message names it, the input found, and the two numbers.

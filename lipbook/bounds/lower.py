@@ -73,11 +73,16 @@ def gradient_lower_bound(
     twin.eval()
     count = twin(inputs[:1]).numel()
     logits = checked_logits(logits, count)
+    outputs = [None, *pairs_of(count)] if logits == "pairs" else [logits]
+    functions = [_selected(twin, output) for output in outputs]
+    found = steepest_pairs(functions, _kinks(twin), inputs, norm, region, seed)
     bounds = {
-        output: _bound(model, twin, inputs, norm, output, region, seed)
-        for output in (pairs_of(count) if logits == "pairs" else [logits])
+        output: _best(model, candidates, norm, output, region) for output, candidates in zip(outputs, found)
     }
-    return bounds if logits == "pairs" else bounds[logits]
+    if logits != "pairs":
+        return bounds[logits]
+    del bounds[None]
+    return bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,22 +118,29 @@ def proved_slope(model: nn.Module, x: Tensor, y: Tensor, norm: float, output=Non
     return _below(max(rises) / max(abs(run) for run in runs))
 
 
-def _bound(model, twin, inputs, norm, output, region, seed):
-    def selected(batch):
+def _selected(twin, output):
+    """A function from a batch to what the bound is about: (batch, all logits, or 1)."""
+
+    def function(batch):
         logits = twin(batch.clone()).flatten(1)
         if output is None:
             return logits
         i, j = output if isinstance(output, tuple) else (output, None)
         return logits[:, i : i + 1] - (0 if j is None else logits[:, j : j + 1])
 
-    best, pair = 0.0, (inputs[0], inputs[0]) if region is None else (region.center, region.center)
-    for x, y in zip(*steepest_pairs(selected, _kinks(twin), inputs, norm, region, seed)):
+    return function
+
+
+def _best(model, candidates, norm, output, region):
+    anywhere = candidates[0][0] if region is None else region.center
+    best, pair = 0.0, (anywhere, anywhere)
+    for x, y in zip(*candidates):
         if region is not None and not (_inside(x, region) and _inside(y, region)):
             continue
         slope = proved_slope(model, x, y, norm, output)
         if slope > best:
-            best, pair = slope, (x.clone(), y.clone())
-    certificate = PairCertificate(*pair)
+            best, pair = slope, (x, y)
+    certificate = PairCertificate(pair[0].clone(), pair[1].clone())
     return Bound(best, "lower", norm, region, output, method="gradients", certificate=certificate)
 
 

@@ -4,7 +4,7 @@ Nothing here is proved. What comes out are candidates, whose slopes `bounds.lowe
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from lipbook.contracts.pairs import jacobians, lengths, steepest_directions
 
 POOL = 4096  # points kept, each with a Jacobian norm of its own
 KEPT = (16, 64)  # of them, whose surroundings are searched in a round: the fewer, the larger the Jacobian
-ROUNDS = 24
+ROUNDS, FEW_ROUNDS = 24, 3
 TRIALS = 20  # new points for each of them in a round
 SAMPLED_KINKS = 32  # of a network with more, in a round
 HOPS = 8  # across so many of them, for each point, one, two and three at once
@@ -23,13 +23,20 @@ ENTRIES = 2**22  # numbers in one batch of Jacobians
 
 
 def steepest_pairs(
-    function: Callable, kinks: Callable, inputs: Tensor, norm: float, region: Ball | None, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Batches x and y of the steepest pairs found for a function that maps a batch to (batch, outputs).
+    functions: Sequence[Callable],
+    kinks: Callable,
+    inputs: Tensor,
+    norm: float,
+    region: Ball | None,
+    seed: int,
+) -> list[tuple[Tensor, Tensor]]:
+    """For each function, batches x and y of the steepest pairs found.
+
+    The first function is searched at length; the others begin where that search ended, and take less.
 
     Args:
-        function: acts on each sample of a float64 batch by itself.
-        kinks: likewise, to (batch, kinks): where one of these numbers is 0, the function may have a kink.
+        functions: each maps a float64 batch to (batch, outputs), every sample by itself.
+        kinks: likewise, to (batch, kinks): where one of these numbers is 0, the functions may have a kink.
         inputs: (batch, ...) float64, where the search starts.
         norm: 2 or `math.inf`, on both sides.
         region: None, or the ball to stay in (up to rounding).
@@ -38,10 +45,20 @@ def steepest_pairs(
     generator = torch.Generator().manual_seed(seed)
     scale = _scale(inputs, region)
     points = _off_the_kinks(_starts(inputs, region, scale, generator), scale, region, generator)
+    found = []
+    for k, function in enumerate(functions):
+        best = _explored(function, kinks, points, norm, scale, region, generator, FEW_ROUNDS if k else ROUNDS)
+        found.append(_pairs(function, best[:PROVED], norm, scale, region))
+        points = best if k == 0 else points
+    return found
+
+
+def _explored(function, kinks, points, norm, scale, region, generator, rounds):
+    """The points of largest growth, after so many rounds around the best of them."""
     growth = _growth(function, points, norm)
     kept = min(max(KEPT[0], 2**17 // _entries(function, points)), KEPT[1])
     left = torch.zeros(len(points), dtype=torch.bool)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         points, growth, left = _distinct(points, growth, left)
         chosen = _next(left, kept)
         left[chosen] = True
@@ -51,8 +68,7 @@ def steepest_pairs(
         points = torch.cat([points, trials])
         growth = torch.cat([growth, _growth(function, trials, norm)])
         left = torch.cat([left, torch.zeros(len(trials), dtype=torch.bool)])
-    points, growth, left = _distinct(points, growth, left)
-    return _pairs(function, points[:PROVED], norm, scale, region)
+    return _distinct(points, growth, left)[0]
 
 
 def _scale(inputs, region):

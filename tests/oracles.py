@@ -27,6 +27,7 @@ from torch import nn
 NARROWEST = 1e-9
 FARTHEST = 1e6  # further out, the rounding errors of two equal planes leave a wedge between them
 FLAT = 1e-13  # a slope this small beside its terms is their rounding error
+NEAR = 10.0  # the point of an unbounded region is no further out, where a ball of radius 0.01 fits in
 BATCH = 100  # linear programs solved in one call: more than ten times faster than one at a time
 
 
@@ -339,7 +340,7 @@ class _Piece(NamedTuple):
     size: the same with absolute values throughout, the scale of their rounding errors.
     saved: what the residuals that are still open will add.
     planes: rows [unit normal | bound] of the half-spaces normal @ u <= bound.
-    point, reach: a point, and the radius of a ball around it inside all of them.
+    point: inside all of them by more than `NARROWEST`.
     """
 
     affine: np.ndarray
@@ -347,7 +348,6 @@ class _Piece(NamedTuple):
     saved: tuple
     planes: np.ndarray
     point: np.ndarray
-    reach: float
     pattern: list[int]
 
     @classmethod
@@ -355,7 +355,7 @@ class _Piece(NamedTuple):
         identity = np.eye(inputs, inputs + 1)
         sides = np.vstack([np.eye(inputs), -np.eye(inputs)]) if bounded else np.zeros((0, inputs))
         planes = np.column_stack([sides, np.ones(len(sides))])
-        return cls(identity, identity, (), planes, np.zeros(inputs), 1.0, [])
+        return cls(identity, identity, (), planes, np.zeros(inputs), [])
 
     def through(self, step):
         match step:
@@ -375,17 +375,23 @@ class _Piece(NamedTuple):
                 *saved, (affine, size) = self.saved
                 return self._replace(affine=self.affine + affine, size=self.size + size, saved=tuple(saved))
 
-    def slack(self, point, planes):
-        return float(np.min(planes[:, -1] - planes[:, :-1] @ point, initial=1.0))
-
-    def side(self, kink, sign):
+    def beyond(self, kink, sign):
         size = np.abs(kink.apply(self.size, sign))
         return self._replace(affine=kink.apply(self.affine, sign), size=size, pattern=[*self.pattern, sign])
 
 
+class _Side(NamedTuple):
+    """One side of a plane in a piece: its half-spaces, a point, and how far that is inside the last of them
+    (the point of the piece) or all (the center of the largest ball)."""
+
+    planes: np.ndarray
+    point: np.ndarray
+    reach: float
+
+
 def _split(pieces, box, kink):
     """The pieces on either side of the plane of `kink`; one that it does not cut keeps its half-spaces."""
-    flat, cuts, programs = {}, {}, []
+    flat, sides, wanted = {}, {}, []
     for k, piece in enumerate(pieces):
         row, terms = kink.plane(piece.affine), kink.terms(piece.size)
         slope, offset = row[:-1] * box.unit, row[:-1] @ box.center + row[-1]
@@ -394,34 +400,36 @@ def _split(pieces, box, kink):
             flat[k] = 1 if offset >= 0 else -1
             continue
         normal, distance = slope / length, offset / length
-        value = normal @ piece.point + distance
-        cuts[k] = near = {}
         for sign in (1, -1):
-            half_space = np.append(-sign * normal, sign * distance)
-            planes = np.vstack([piece.planes, half_space])
-            reach = min(piece.reach, sign * value)
-            near[sign] = piece._replace(planes=planes, reach=reach)
-            if reach <= NARROWEST:
-                programs.append((k, sign))
-    balls = _largest_balls([cuts[k][sign].planes for k, sign in programs])
-    for (k, sign), point in zip(programs, balls):
-        piece = cuts[k][sign]
-        cuts[k][sign] = piece._replace(point=point, reach=piece.slack(point, piece.planes))
+            planes = np.vstack([piece.planes, np.append(-sign * normal, sign * distance)])
+            sides[k, sign] = _Side(planes, piece.point, sign * (normal @ piece.point + distance))
+            if sides[k, sign].reach <= NARROWEST:
+                wanted.append((k, sign))
+    for limit, least in ((FARTHEST, -math.inf), (NEAR, 0.01)):
+        for where, point in zip(wanted, _largest_balls([sides[where].planes for where in wanted], limit)):
+            planes = sides[where].planes
+            reach = (planes[:, -1] - planes[:, :-1] @ point).min()
+            if reach >= least:
+                sides[where] = _Side(planes, point, reach)
+        wanted = [w for w in wanted if sides[w].reach > NARROWEST and np.abs(sides[w].point).max() > NEAR]
     found = []
     for k, piece in enumerate(pieces):
         if k in flat:
-            found.append(piece.side(kink, flat[k]))
+            found.append(piece.beyond(kink, flat[k]))
             continue
-        sides = sorted(cuts[k].items(), key=lambda item: -item[1].reach)
-        if sides[1][1].reach > NARROWEST:
-            found += [cut.side(kink, sign) for sign, cut in sides]
-        else:
-            found.append(piece.side(kink, sides[0][0]))
+        wider, narrower = sorted((1, -1), key=lambda sign: -sides[k, sign].reach)
+        if sides[k, narrower].reach <= NARROWEST:
+            found.append(piece.beyond(kink, wider))
+            continue
+        for sign in (1, -1):
+            cut = piece._replace(planes=sides[k, sign].planes, point=sides[k, sign].point)
+            found.append(cut.beyond(kink, sign))
     return found
 
 
-def _largest_balls(systems):
-    """For each system of half-spaces, the center of the largest ball (of radius at most 1) inside it.
+def _largest_balls(systems, limit):
+    """For each system of half-spaces, the center of the largest ball (of radius at most 1) inside it,
+    with entries of at most `limit`.
 
     The linear programs of a batch are the diagonal blocks of a single one: maximise the sum of the radii.
     """
@@ -438,8 +446,8 @@ def _largest_balls(systems):
             (entries.ravel(), columns.ravel(), starts), shape=(len(rows), len(batch) * variables)
         )
         cost = np.tile(np.append(np.zeros(variables - 1), -1.0), len(batch))
-        limits = np.tile([-FARTHEST, FARTHEST], (len(batch) * variables, 1))
-        limits[variables - 1 :: variables, 1] = 1.0
+        limits = np.tile([-limit, limit], (len(batch) * variables, 1))
+        limits[variables - 1 :: variables] = [-np.inf, 1.0]
         tolerances = {"primal_feasibility_tolerance": 1e-10, "dual_feasibility_tolerance": 1e-10}
         solved = linprog(
             cost, A_ub=matrix, b_ub=rows[:, -1], bounds=limits, method="highs", options=tolerances

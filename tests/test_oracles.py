@@ -180,10 +180,21 @@ def on_a_line(inner, kinks, outer):
         (nn.Sequential(Residual(on_a_line([1, -1], [0, 0], [-1, 1])), linear([[3]])), 0),  # the same
         (on_a_line([1, 1, 1], [0, -1, -2], [3, -1, -1]), 3),
         (on_a_line([1, 1], [0, -1e-6], [1, 1]), 2),
+        (on_a_line([1, 1], [-5000, 5000], [1, 1]), 2),
         (nn.Sequential(Residual(Abs()), linear([[1.0]])), 2),
         (nn.Sequential(Normalize(torch.ones(2), torch.tensor([0.25, 0.5])), Abs(), linear([[1, 0]])), 4),
     ],
-    ids=["identity", "abs", "zero", "residual zero", "three", "close kinks", "x + |x|", "normalised"],
+    ids=[
+        "identity",
+        "abs",
+        "zero",
+        "residual zero",
+        "three",
+        "close kinks",
+        "far kinks",
+        "x + |x|",
+        "normalised",
+    ],
 )
 def test_the_constant_of_a_hand_solved_network(model, constant, norm):
     assert exact_constant(model, norm) == constant
@@ -215,6 +226,19 @@ def test_planes_through_one_point_are_counted_too():
     model = gaussian(0, 3, 6, nn.ReLU(), 1)
     torch.nn.init.zeros_(model[0].bias)
     assert len(regions(model)) == 2 * sum(math.comb(5, k) for k in range(3))
+
+
+def test_a_slope_that_is_rounding_is_no_plane_and_a_small_one_is():
+    model = nn.Sequential(linear([[0.1], [0.2], [0.3]]), linear([[1, 1, -1]]), Abs())
+    assert len(regions(model)) == 1
+    torch.nn.init.constant_(model[0].weight, 0.3)
+    torch.nn.init.constant_(model[1].weight[:, :1], 1e-9)
+    assert len(regions(model)) == 2
+
+
+def test_the_point_of_an_unbounded_region_is_not_far_out():
+    points = [region.point.item() for region in regions(on_a_line([1, -1], [0, 0], [1, 1]))]
+    assert len(points) == 2 and max(map(abs, points)) <= 10
 
 
 # The same function, written twice.
@@ -405,6 +429,11 @@ def test_exact_forward_sees_what_float64_rounds_away():
     model = nn.Sequential(linear([[1, 1], [1, -1]]), linear([[1, -1]]))
     assert exact_forward(model, torch.tensor([1e30, 1.0])) == [Fraction(2)]
     assert exact_forward(model, [Fraction(1, 3), Fraction(1, 7)]) == [Fraction(2, 7)]
+
+
+def test_a_residual_adds_what_was_there_before_its_module():
+    assert exact_forward(Residual(MaxMin()), torch.tensor([1.0, 3.0])) == [4, 4]
+    assert exact_forward(Residual(Residual(Abs())), torch.tensor([-1.0, 3.0])) == [-1, 9]
 
 
 def test_the_slope_between_two_points_by_hand():

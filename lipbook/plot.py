@@ -17,7 +17,15 @@ from matplotlib.figure import Figure
 
 from lipbook.bound import Bound, CertificateError, outward
 
-COLORS = {"truth": "#1A1A1A", "power": "#0072B2", "svd": "#00795B", "gram": "#C44E00", "frobenius": "#A2457F"}
+COLORS = {
+    "truth": "#1A1A1A",
+    "power": "#0072B2",
+    "svd": "#00795B",
+    "gram": "#C44E00",
+    "frobenius": "#A2457F",
+    "gradients": "#4433CC",
+    "product": "#6B4400",
+}
 _OTHER = "#555555"
 _STYLE = {
     "axes.axisbelow": True,

@@ -21,7 +21,7 @@ from lipbook.network import Step, checked_logits, count_logits, pairs_of, read, 
 from lipbook.norms.rows import row_sum_norm
 from lipbook.norms.spectral import spectral_norm
 
-_ROUNDED_ROW = 2.0**-52  # a difference of two stored rows rounds each entry by a relative 2^-53
+_ROUNDED_ROW = 2.0**-49  # four units in each entry of the head, and one for the difference of two rows
 
 
 def product_bound(
@@ -56,8 +56,9 @@ def product_bound(
     count = count_logits(steps, head)
     logits = checked_logits(logits, count)
     factors = tuple(lipschitz(step.layer, norm, step.input_shape) for step in body)
+    shapes = _shapes(body, input_shape)
     bounds = {
-        output: _bound(factors, _row(head, output, count), norm, output, input_shape)
+        output: _bound(factors, shapes, *_row(head, output, count), norm, output)
         for output in (pairs_of(count) if logits == "pairs" else [logits])
     }
     return bounds if logits == "pairs" else bounds[logits]
@@ -65,32 +66,39 @@ def product_bound(
 
 @dataclass(frozen=True)
 class LogitsCertificate:
-    """Proves a bound on one logit or a difference of two: each layer's factor, and the norm of the row."""
+    """Proves a bound on one logit or a difference of two: each layer's factor, and the norm of the row.
+
+    `shapes` are those of one sample before each factor, and before the row.
+    """
 
     factors: tuple[Bound, ...]
     row: Bound
-    input_shape: tuple[int, ...] | None
+    shapes: tuple[tuple[int, ...] | None, ...]
 
     def verify(self, bound: Bound, subject: nn.Sequential) -> None:
         """Raise `CertificateError` unless the value is proved for the model `subject`."""
         if bound.kind != "upper" or bound.output is None or bound.norm != self.row.norm:
             raise CertificateError(f"this certificate proves upper bounds on logits, not {bound!r}.")
-        body, row = reading(lambda: self._read(bound.output, subject))
+        body, row, doubt = reading(lambda: self._read(bound.output, subject))
         if len(body) != len(self.factors):
             raise CertificateError(f"{len(self.factors)} factors prove nothing about {len(body)} layers.")
         for position, (factor, step) in enumerate(zip(self.factors, body)):
             _verify_factor(factor, step, position, bound.norm)
-        proved_row = dataclasses.replace(self.row, value=self.row.value * (1 - _ROUNDED_ROW))
+        if not self.row.value >= doubt:
+            raise CertificateError(f"{self.row!r} is not proved: its row is rounded by up to {doubt!r}.")
+        proved_row = dataclasses.replace(self.row, value=_difference_down(self.row.value, doubt))
         reading(lambda: proved_row.verify(row))
         product = product_up([*(factor.value for factor in self.factors), self.row.value])
         if not bound.value >= product:
             raise CertificateError(f"{bound.value!r} is not proved: the factors multiply to {product!r}.")
 
     def _read(self, output, subject):
-        steps = read(subject, self.input_shape)
+        steps = read(subject, self.shapes[0])
         body, head = split_head(steps)
+        if _shapes(body, self.shapes[0]) != self.shapes:
+            raise ValueError("the sizes of its layers are those of another model.")
         count = count_logits(steps, head)
-        return body, _row(head, checked_logits(output, count), count)
+        return body, *_row(head, checked_logits(output, count), count)
 
 
 def _verify_factor(factor: Bound, step: Step, position: int, norm: float):
@@ -102,21 +110,33 @@ def _verify_factor(factor: Bound, step: Step, position: int, norm: float):
         raise CertificateError(f"layer {position}, {type(step.layer).__name__}: {error}") from error
 
 
-def _bound(factors, row, norm, output, input_shape):
+def _shapes(body, input_shape):
+    return input_shape, *(step.output_shape for step in body)
+
+
+def _bound(factors, shapes, row, doubt, norm, output):
     proved = spectral_norm(row) if norm == 2 else row_sum_norm(row)
-    if proved.value > 0:
-        raised = math.nextafter(proved.value * (1 + 4 * _ROUNDED_ROW), math.inf)
-        proved = dataclasses.replace(proved, value=raised)
+    if doubt > 0:
+        # More than its proof needs, so that another machine's order of summation proves it too.
+        proved = dataclasses.replace(proved, value=math.nextafter(proved.value + 4 * doubt, math.inf))
     value = product_up([*(factor.value for factor in factors), proved.value])
-    certificate = LogitsCertificate(factors, proved, input_shape)
+    certificate = LogitsCertificate(factors, proved, shapes)
     return Bound(value, "upper", norm=norm, output=output, method="product", certificate=certificate)
 
 
 def _row(head, output, count):
     """The linear map (1, features) from what enters the last linear layer to one logit, or to a difference.
 
-    Without a last linear layer, from the output itself: one of its entries.
+    And how far its norm may be from that of the true map: `affine` may round the entries of a head, and where
+    two rows nearly cancel, their difference is small beside that. Without a last linear layer the map acts on
+    the output itself, and picks entries.
     """
-    weight = torch.eye(count, dtype=torch.float64) if head is None else head
-    row = weight[output] if isinstance(output, int) else weight[output[0]] - weight[output[1]]
-    return row[None]
+    weight = torch.eye(count, dtype=torch.float64, device="cpu") if head is None else head
+    rows = weight[[output] if isinstance(output, int) else list(output)]
+    row = rows[:1] if len(rows) == 1 else rows[:1] - rows[1:]
+    size = rows.abs().sum().item()
+    return row, math.nextafter(_ROUNDED_ROW * size, math.inf) if size > 0 else 0.0
+
+
+def _difference_down(value, less):
+    return math.nextafter(value - less, 0.0) if math.isfinite(value) else value

@@ -42,14 +42,15 @@ def steepest_pairs(
         region: None, or the ball to stay in (up to rounding).
         seed: of the random points.
     """
-    generator = torch.Generator().manual_seed(seed)
-    scale = _scale(inputs, region)
-    points = _off_the_kinks(_starts(inputs, region, scale, generator), scale, region, generator)
-    found = []
-    for k, function in enumerate(functions):
-        best = _explored(function, kinks, points, norm, scale, region, generator, FEW_ROUNDS if k else ROUNDS)
-        found.append(_pairs(function, best[:PROVED], norm, scale, region))
-        points = best if k == 0 else points
+    generator = torch.Generator("cpu").manual_seed(seed)
+    scale, found = _scale(inputs, region), []
+    with torch.device("cpu"):
+        points = _off_the_kinks(_starts(inputs, region, scale, generator), scale, region, generator)
+        for k, function in enumerate(functions):
+            rounds = FEW_ROUNDS if k else ROUNDS
+            best = _explored(function, kinks, points, norm, scale, region, generator, rounds)
+            found.append(_pairs(function, best[:PROVED], norm, scale, region))
+            points = best if k == 0 else points
     return found
 
 
@@ -64,7 +65,7 @@ def _explored(function, kinks, points, norm, scale, region, generator, rounds):
         left[chosen] = True
         searched = points[chosen]
         hops = _hops(kinks, searched, region, generator)
-        trials = torch.cat([_trials(searched, scale, region, generator), hops])
+        trials = _finite(torch.cat([_trials(searched, scale, region, generator), hops]))
         points = torch.cat([points, trials])
         growth = torch.cat([growth, _growth(function, trials, norm)])
         left = torch.cat([left, torch.zeros(len(trials), dtype=torch.bool)])
@@ -87,9 +88,8 @@ def _starts(inputs, region, scale, generator):
         random = spread.reshape(-1, *[1] * (inputs.ndim - 1)) * normal
         return torch.cat([inputs, random, around + random])
     signs = torch.where(normal > 0, 1.0, -1.0)
-    return _projected(
-        torch.cat([inputs, region.center + scale * normal, region.center + scale * signs]), region
-    )
+    around = [region.center[None], region.center + scale * normal, region.center + scale * signs]
+    return _projected(torch.cat([inputs, *around]), region)
 
 
 def _projected(points, region):
@@ -99,14 +99,18 @@ def _projected(points, region):
     gaps, radius = points - region.center, region.radius * (1 - 2.0**-30)
     if region.norm == math.inf:
         return region.center + gaps.clamp(-radius, radius)
-    far = lengths(gaps, 2).clamp(min=1e-300).reshape(-1, *[1] * (points.ndim - 1))
+    far = _lengths(gaps, 2).clamp(min=1e-300).reshape(-1, *[1] * (points.ndim - 1))
     return region.center + gaps * (radius / far).clamp(max=1.0)
 
 
 def _off_the_kinks(points, scale, region, generator):
     """Data like to sit on kinks (a black pixel, the origin), where a gradient may be no slope at all."""
     normal = torch.randn(points.shape, generator=generator, dtype=torch.float64)
-    return _projected(points + 1e-6 * scale * normal, region)
+    return _finite(_projected(points + 1e-6 * scale * normal, region))
+
+
+def _finite(points):
+    return points[torch.isfinite(points.flatten(1)).all(dim=1)]
 
 
 def _growth(function, points, norm):
@@ -124,9 +128,17 @@ def _norms(jacobian, norm):
     if norm == math.inf:
         return jacobian.abs().sum(dim=2).amax(dim=1)
     if jacobian.shape[1] == 1:
-        return jacobian.flatten(1).norm(dim=1)
+        return _lengths(jacobian, 2)
+    size = jacobian.abs().amax(dim=(1, 2), keepdim=True).clamp(min=1e-300)
+    jacobian = jacobian / size  # whose squares neither overflow nor vanish
     gram = jacobian @ jacobian.mT if jacobian.shape[1] <= jacobian.shape[2] else jacobian.mT @ jacobian
-    return torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
+    return size.flatten() * torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt()
+
+
+def _lengths(tensors, norm):
+    """The norm of each sample, where the squares of its entries may be beyond the floats."""
+    size = lengths(tensors, math.inf).clamp(min=1e-300)
+    return size * lengths(tensors.flatten(1) / size[:, None], norm)
 
 
 def _distinct(points, growth, left):
@@ -190,7 +202,7 @@ def _hops(kinks, points, region, generator):
 def _pairs(function, points, norm, scale, region):
     """Pairs around each point along its steepest direction, the best length for each."""
     directions = steepest_directions(jacobians(function, points), norm).reshape(points.shape)
-    best = torch.full((len(points),), -1.0, dtype=torch.float64)
+    best = torch.zeros(len(points), dtype=torch.float64)
     x, y = points.clone(), points.clone()
     for exponent in range(0, 9):
         step = scale * 10.0**-exponent * directions / 2
@@ -208,6 +220,6 @@ def _slopes(function, x, y, norm):
     """The slope of each pair, less what rounding may have added to it."""
     with torch.no_grad():
         values, others = function(x), function(y)
-    rises = lengths(values - others, norm) - 2.0**-42 * (lengths(values, norm) + lengths(others, norm))
-    runs = lengths(x - y, norm)
+    rises = _lengths(values - others, norm) - 2.0**-42 * (_lengths(values, norm) + _lengths(others, norm))
+    runs = _lengths(x - y, norm)
     return torch.where(runs > 0, rises / runs, torch.zeros_like(runs)).nan_to_num(0.0, 0.0, 0.0)

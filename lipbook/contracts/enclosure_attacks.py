@@ -28,6 +28,7 @@ def attack_enclosures(target) -> float:
             rounding = enclose(target.layer, x, torch.zeros_like(x))[1]
             rounding = rounding + target.tolerance * _largest(values.abs() + found.abs()) + 1e-300
             distance = ((found - values).abs() - rounding).clamp(min=0).flatten()
+            distance = torch.where(torch.isinf(allowed.flatten()), 0.0, distance)  # nothing is claimed there
             worst = (distance - allowed.flatten()).argmax()
             if not (distance <= allowed.flatten()).all():
                 center, entry = divmod(worst.item(), values[0].numel())

@@ -28,7 +28,7 @@ from lipbook.contracts.definitions import (
     slopes,
 )
 from lipbook.contracts.guard import guard, name_of, require_layer
-from lipbook.contracts.variants import double_copy
+from lipbook.contracts.variants import faithful_copy
 from lipbook.norms.spectral import UNIT_ROUNDOFF
 
 _ELEMENTWISE = 2.0**-44
@@ -44,8 +44,8 @@ def enclose(layer: nn.Module, values: Tensor, errors: Tensor) -> tuple[Tensor, T
     evaluation, and a whole box of inputs are all stated in this way.
 
     Args:
-        layer: a layer with this contract, or with `affine` (whose entries must be within 2^-52 of the true
-            ones, relatively) or tensors from `slopes`.
+        layer: a layer with this contract, or with tensors from `slopes`, or with `affine` (whose entries must
+            be within 2^-52 of the true ones, relatively) and `output_shape`.
         values: (batch, ...), finite float64.
         errors: of the same shape, at least 0; infinite where nothing is known.
 
@@ -138,23 +138,32 @@ def _enclose_linear(layer, values, errors):
 
 
 def _enclose_affine(layer, values, errors):
-    weight, bias = affine(layer, tuple(values.shape[1:]))
-    return enclose_product(values.flatten(1), errors.flatten(1), weight, bias)
+    shape = tuple(values.shape[1:])
+    weight, bias = affine(layer, shape)
+    parts = enclose_product(values.flatten(1), errors.flatten(1), weight, bias)
+    return tuple(part.reshape(len(values), *output_shape(layer, shape)) for part in parts)
 
 
 def _enclose_entrywise(layer, values, errors):
     """f(x) with the local slopes of f: |f(y) - f(x)| <= max(|a|, |b|) |y - x|."""
     finite = torch.where(torch.isinf(errors), 0.0, errors)
-    lower = torch.nextafter(values - finite, torch.tensor(-math.inf, dtype=torch.float64))
-    upper = torch.nextafter(values + finite, torch.tensor(math.inf, dtype=torch.float64))
+    far = torch.full_like(values, math.inf)
+    lower, upper = torch.nextafter(values - finite, -far), torch.nextafter(values + finite, far)
     largest = torch.finfo(torch.float64).max
     answer = slopes(layer, lower.clamp(min=-largest), upper.clamp(max=largest))
     if not all(isinstance(end, Tensor) for end in (answer if isinstance(answer, tuple) else (answer,))):
         raise no_contract(layer, "enclose")
-    images = double_copy(layer)(values.clone())
+    images = faithful_copy(layer)[0](values.clone())
     steepest = torch.maximum(answer[0].abs(), answer[1].abs())
     error = (steepest * finite + _ELEMENTWISE * (values.abs() + images.abs())) * (1 + _GENEROUS) + _UNDERFLOW
     return images, torch.where(torch.isinf(errors), math.inf, error)
+
+
+@enclose.register(nn.CELU)
+def _enclose_celu(layer, values, errors):
+    """alpha (e^{x / alpha} - 1): what x / alpha loses by underflow is multiplied by alpha."""
+    images, error = _enclose_entrywise(layer, values, errors)
+    return images, error + 2.0**-1060 * layer.alpha
 
 
 def _enclose_moved(layer, values, errors):
@@ -171,14 +180,16 @@ def _enclose_sequential(layer, values, errors):
 
 
 def _enclose_batch_norm(layer, values, errors):
-    """scale (x - mean) + beta, with four units in the scale and three roundings more."""
+    """scale (x - mean) + beta, with four units in the scale (absolute ones where it is subnormal) and three
+    roundings more."""
     output_shape(layer, tuple(values.shape[1:]))
     channels = (1, -1, *[1] * (values.ndim - 2))
     scale = stock.batch_norm_scale(layer).reshape(channels)
     mean = as_float64(layer.running_mean, "running_mean").reshape(channels)
     beta = torch.zeros_like(mean) if layer.bias is None else as_float64(layer.bias, "bias").reshape(channels)
-    sizes = scale.abs() * (values.abs() + mean.abs()) + beta.abs()
-    error = (scale.abs() * errors + _GENEROUS * sizes) * (1 + _GENEROUS) + _UNDERFLOW
+    sizes = values.abs() + mean.abs() + errors
+    rounding = (_GENEROUS * scale.abs() + 2.0**-1060) * sizes + _GENEROUS * beta.abs()
+    error = (scale.abs() * errors + rounding) * (1 + _GENEROUS) + _UNDERFLOW
     return scale * (values - mean) + beta, error
 
 

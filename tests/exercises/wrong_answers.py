@@ -1,6 +1,7 @@
 """Three wrong answers to each exercise, of the kind that a reader may give: `check` must refuse them all."""
 
 import torch
+from torch import nn
 
 
 def _schatten(A, k):
@@ -18,6 +19,44 @@ def _unscaled(A, k):
 def _gradient(A, k, power):
     U, σ, Vt = torch.linalg.svd(A, full_matrices=False)
     return U @ torch.diag((σ / _schatten(A, k)) ** power) @ Vt
+
+
+def _product(model, p, leaky=None, sigmoid=0.25):
+    value = 1.0
+    for layer in model:
+        if isinstance(layer, nn.Linear):
+            value *= torch.linalg.matrix_norm(layer.weight.detach().double(), p).item()
+        if isinstance(layer, nn.LeakyReLU):
+            value *= max(1.0, abs(layer.negative_slope)) if leaky is None else leaky
+        if isinstance(layer, nn.Sigmoid):
+            value *= sigmoid
+    return value
+
+
+def _margin(model, i, j, p, length):
+    last = model[-1].weight.detach().double()
+    return _product(model[:-1], p) * length(last[i] - last[j])
+
+
+def _steep(kinks, slopes):
+    network = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1)).double()
+    network[0].weight.data.fill_(1.0)
+    network[0].bias.data = -torch.tensor(kinks, dtype=torch.float64)
+    network[2].weight.data = torch.tensor([slopes], dtype=torch.float64)
+    network[2].bias.data.zero_()
+    return network
+
+
+def _slope(W1, b1, W2, x, y):
+    fx, fy = (W2 @ (W1 @ point + b1).relu() for point in (x, y))
+    return ((fx - fy).norm() / (x - y).norm()).item()
+
+
+def _joint(first, second, bias=True):
+    joint = nn.Linear(first.in_features, second.out_features).double()
+    joint.weight.data = (second.weight @ first.weight).detach()
+    joint.bias.data = (second.weight @ first.bias).detach() + (second.bias.detach() if bias else 0)
+    return joint
 
 
 WRONG = {
@@ -42,5 +81,33 @@ WRONG = {
         lambda A, k: _gradient(A, k, 2 ** (k + 1)),
         lambda A, k: _gradient(A, k, 2 ** (k + 1) - 1).T,
         lambda A, k: _gradient(A, k, 2**k - 1),
+    ],
+    "bounds/whole-networks/1": [(6, 6), (3, 3), (6, 2)],
+    "bounds/whole-networks/2": [
+        lambda model, p: _product(model, 2),
+        lambda model, p: _product(model, p, leaky=1.0),
+        lambda model, p: _product(model, p, sigmoid=1.0),
+    ],
+    "bounds/whole-networks/3": [
+        lambda model, i, j, p: _margin(model, i, j, p, lambda row: row.norm().item()),
+        lambda model, i, j, p: _margin(model, i, j, p, lambda row: torch.linalg.vector_norm(row, p).item()),
+        lambda model, i, j, p: 2 * _product(model, p),
+    ],
+    "bounds/whole-networks/4": [
+        _steep([0.5, 0.6, 0.7], [1.0, -2.0, 1.0]),
+        _steep([2.9, 3.0, 3.1], [1e5, -2e5, 1e5]),
+        nn.Linear(1, 1),
+    ],
+    "bounds/whole-networks/5": [
+        _slope,
+        lambda *given: 0.99 * _slope(*given),
+        lambda *given: _slope(*given) * (1 + 1e-9),
+    ],
+    "bounds/whole-networks/6": [
+        lambda model: model,
+        lambda model: nn.Sequential(_joint(model[0], model[1]), model[2], _joint(model[3], model[5])),
+        lambda model: nn.Sequential(
+            _joint(model[0], model[1]), model[2], _joint(_joint(model[3], model[4]), model[5], bias=False)
+        ),
     ],
 }

@@ -96,7 +96,8 @@ def _projected(points, region):
     """Each point, or one near it in the region, a little inside so that rounding does not put it out."""
     if region is None:
         return points
-    gaps, radius = points - region.center, region.radius * (1 - 2.0**-30)
+    rounding = 2.0**-51 * _lengths(region.center[None], region.norm).item()
+    gaps, radius = points - region.center, max(0.0, region.radius * (1 - 2.0**-30) - rounding)
     if region.norm == math.inf:
         return region.center + gaps.clamp(-radius, radius)
     far = _lengths(gaps, 2).clamp(min=1e-300).reshape(-1, *[1] * (points.ndim - 1))

@@ -35,7 +35,7 @@ def gradient_lower_bound(
     """A lower bound on the Lipschitz constant of a model: the steepest pair of points that a search finds.
 
     The search starts at `inputs` and at random points, follows the Jacobian to pairs, and keeps the pair
-    whose slope |f(x) - f(y)| / |x - y|, less its rounding error, is largest. It proves nothing about how far
+    whose slope ``|f(x) - f(y)| / |x - y|``, less its rounding error, is largest. It proves nothing about how far
     below the truth it ends.
 
     Args:

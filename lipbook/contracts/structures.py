@@ -35,7 +35,7 @@ class Sorting:
 
 @dataclass(frozen=True, eq=False)
 class Reflection:
-    """Each pair z = (entry 2i, entry 2i + 1) along `dim` becomes z + u (|u'z| - u'z), with u = vectors[i].
+    """Each pair z = (entry 2i, entry 2i + 1) along `dim` becomes ``z + u (|u'z| - u'z)``, u = vectors[i].
 
     That is z where u'z > 0, and elsewhere (I - 2uu') z, its mirror image if u is a unit vector. Neither is
     assumed: the formula holds for the very numbers in `vectors`, which rounding leaves beside the circle.

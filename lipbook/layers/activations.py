@@ -83,7 +83,7 @@ class Householder(nn.Module):
 
     The angle theta of pair i gives u = (sin(theta / 2), -cos(theta / 2)), so that the mirror image is
     [[cos theta, sin theta], [sin theta, -cos theta]] z. Theta starts at pi / 2: MaxMin, up to rounding. Both
-    cases are z + u (|u'z| - u'z), which is how they are computed.
+    cases are ``z + u (|u'z| - u'z)``, which is how they are computed.
 
     Args:
         features: the size of dimension 1, even.

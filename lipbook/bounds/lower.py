@@ -35,8 +35,8 @@ def gradient_lower_bound(
     """A lower bound on the Lipschitz constant of a model: the steepest pair of points that a search finds.
 
     The search starts at `inputs` and at random points, follows the Jacobian to pairs, and keeps the pair
-    whose slope ``|f(x) - f(y)| / |x - y|``, less its rounding error, is largest. It proves nothing about how far
-    below the truth it ends.
+    whose slope ``|f(x) - f(y)| / |x - y|``, less its rounding error, is largest. It proves nothing about how
+    far below the truth it ends.
 
     Args:
         model: an `nn.Sequential` of layers with the contract `enclose`.

@@ -25,6 +25,7 @@ INF = torch.tensor([[1.0, math.inf]])
 UPPER = lipbook.Bound(2.0, "upper", method="svd")
 SET = (EYE, torch.tensor([0, 1, 1]))  # inputs and labels
 LOSS = nn.CrossEntropyLoss()
+CHAIN = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 ALT = "Two bounds, the upper one twice the lower one."
 
 
@@ -64,6 +65,22 @@ def broken_weights():
     layer = nn.Linear(3, 2)
     nn.init.constant_(layer.weight, math.nan)
     return layer
+
+
+def logits(f):
+    """Rows for bad logits of a model that has two."""
+    return [
+        (lambda c: f(c, 2), "got 2"),
+        (lambda c: f(c, -1), "got -1"),
+        (lambda c: f(c, True), "True"),
+        (lambda c: f(c, 1.0), "1.0"),
+        (lambda c: f(c, "all"), "'all'"),
+        (lambda c: f(c, [0, 1]), "[0, 1]"),
+        (lambda c: f(c, (0, 2)), "(0, 2)"),
+        (lambda c: f(c, (1, 1)), "(1, 1)"),
+        (lambda c: f(c, (0,)), "(0,)"),
+        (lambda c: f(c, (0, 1, 0)), "(0, 1, 0)"),
+    ]
 
 
 BAD = {
@@ -122,6 +139,62 @@ BAD = {
         (lambda f: f(EYE, method="gram", steps=-1), "-1"),
         (lambda f: f(EYE, method="gram", steps=2.0), "float"),
         (lambda f: f(EYE, method="power", steps=True), "bool"),
+    ],
+    "lipbook.bounds.product_bound": [
+        *layers(lambda f, layer: f(layer)),
+        *shapes(lambda f, layer, shape: f(nn.Sequential(layer), input_shape=shape)),
+        (lambda f: f(nn.ReLU()), "nn.Sequential"),
+        (lambda f: f(nn.Sequential(broken_weights())), "NaN"),
+        (lambda f: f(nn.Sequential(nn.Dropout(0.5))), "train mode"),
+        (lambda f: f(CHAIN, norm=1), "1"),
+        (lambda f: f(CHAIN, norm="2"), "'2'"),
+        *logits(lambda f, wrong: f(CHAIN, logits=wrong)),
+        (lambda f: f(nn.Sequential(nn.ReLU()), logits=0), "pass input_shape"),
+    ],
+    "lipbook.bounds.gradient_lower_bound": [
+        *layers(lambda f, layer: f(layer, EYE)),
+        (lambda f: f(nn.ReLU(), EYE), "nn.Sequential"),
+        (lambda f: f(nn.Sequential(broken_weights()), EYE), "NaN"),
+        (lambda f: f(nn.Sequential(nn.Dropout(0.5)), EYE), "train mode"),
+        (lambda f: f(CHAIN, [[1.0, 2.0, 3.0]]), "list"),
+        (lambda f: f(CHAIN, None), "NoneType"),
+        (lambda f: f(CHAIN, EYE.long()), "torch.int64"),
+        (lambda f: f(CHAIN, EYE.cfloat()), "torch.complex64"),
+        (lambda f: f(CHAIN, EYE.to_sparse()), "sparse"),
+        (lambda f: f(CHAIN, torch.zeros(0, 3)), "(0, 3)"),
+        (lambda f: f(CHAIN, ONE), "(3,)"),
+        (lambda f: f(CHAIN, torch.ones(5, 4)), "(4,)"),
+        (lambda f: f(CHAIN, torch.cat([NAN, NAN], 1)), "NaN"),
+        (lambda f: f(CHAIN, torch.cat([INF, INF], 1)), "infinite"),
+        (lambda f: f(CHAIN, EYE, norm=1), "1"),
+        *logits(lambda f, wrong: f(CHAIN, EYE, logits=wrong)),
+        (lambda f: f(CHAIN, EYE, region=ONE), "Tensor"),
+        (lambda f: f(CHAIN, EYE, region=1.0), "float"),
+        (lambda f: f(CHAIN, EYE, region=lipbook.Ball(torch.ones(4), 1)), "(4,)"),
+        (lambda f: f(CHAIN, EYE, region=lipbook.Ball(EYE, 1)), "(3, 3)"),
+        (lambda f: f(CHAIN, EYE, seed="0"), "'0'"),
+        (lambda f: f(CHAIN, EYE, seed=True), "True"),
+        (lambda f: f(CHAIN, EYE, seed=-1), "-1"),
+        (lambda f: f(CHAIN, EYE, seed=2**64), str(2**64)),
+    ],
+    "lipbook.contracts.enclose": [
+        *layers(lambda c, layer: c(layer, EYE.double(), EYE.double())),
+        (lambda c: c(broken_weights(), EYE.double(), EYE.double()), "NaN"),
+        (lambda c: c(nn.Dropout(0.5), EYE.double(), EYE.double()), "train mode"),
+        (lambda c: c(nn.ReLU(), [[1.0]], EYE.double()), "list"),
+        (lambda c: c(nn.ReLU(), EYE.long(), EYE.double()), "torch.int64"),
+        (lambda c: c(nn.ReLU(), NAN, NAN.double()), "NaN"),
+        (lambda c: c(nn.ReLU(), torch.zeros(0, 3), EYE.double()), "(0, 3)"),
+        (lambda c: c(nn.ReLU(), EYE, EYE), "torch.float32"),
+        (lambda c: c(nn.ReLU(), EYE, [[1.0]]), "list"),
+        (lambda c: c(nn.ReLU(), EYE, None), "NoneType"),
+        (lambda c: c(nn.ReLU(), EYE, torch.ones(2, 3).double()), "(2, 3)"),
+        (lambda c: c(nn.ReLU(), ONE, ONE.double()), "(3,)"),
+        (lambda c: c(nn.ReLU(), EYE, -EYE.double()), "negative"),
+        (lambda c: c(nn.ReLU(), torch.ones(1, 2), NAN.double()), "negative or NaN"),
+        (lambda c: c(nn.Linear(4, 2), EYE, EYE.double()), "(3, 3)"),
+        (lambda c: c(nn.BatchNorm1d(4).eval(), EYE, EYE.double()), "(3,)"),
+        (lambda c: c.register(int), "int"),
     ],
     "lipbook.contracts.lipschitz": [
         *layers(lambda c, layer: c(layer)),

@@ -25,7 +25,8 @@ def attack_enclosures(target) -> float:
             if found.shape != values.shape:
                 shapes = tuple(values.shape[1:]), tuple(found.shape[1:])
                 target.fail("enclose", f"it gives values of shape {shapes[0]}, not {shapes[1]}.")
-            rounding = enclose(target.layer, x, torch.zeros_like(x))[1]
+            # x lies in the box, so what it may be rounded by is allowed to the box as well.
+            rounding = torch.minimum(enclose(target.layer, x, torch.zeros_like(x))[1], allowed)
             rounding = rounding + target.tolerance * _largest(values.abs() + found.abs()) + 1e-300
             distance = ((found - values).abs() - rounding).clamp(min=0).flatten()
             distance = torch.where(torch.isinf(allowed.flatten()), 0.0, distance)  # nothing is claimed there

@@ -13,6 +13,7 @@ from lipbook.contracts import (
     Sorting,
     affine,
     check,
+    enclose,
     expand,
     lipschitz,
     output_shape,
@@ -554,6 +555,119 @@ def _(wrong):
     return block_of(lambda layer: (layer.one, nn.ReLU(), layer.two)[:: -1 if wrong else 1])
 
 
+def linear_enclosing(contract):
+    """A 5 -> 4 subclass of Linear; `contract(weight, bias, values, errors)` says what `enclose` gives."""
+
+    class Planted(nn.Linear):
+        pass
+
+    @enclose.register(Planted)
+    def _(layer, values, errors):
+        weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+        images, error = contract(weight, bias, values, errors)
+        return images, error + 1e-14 * (values.abs() @ weight.abs().T + bias.abs())
+
+    torch.manual_seed(1)
+    return Planted(5, 4)
+
+
+@planted("enclose: the errors of the input forgotten")
+def _(wrong):
+    def contract(weight, bias, values, errors):
+        return values @ weight.T + bias, (0 if wrong else 1) * errors @ weight.abs().T
+
+    return linear_enclosing(contract)
+
+
+@planted("enclose: the weight without its absolute values")
+def _(wrong):
+    def contract(weight, bias, values, errors):
+        spread = errors @ (weight if wrong else weight.abs()).T
+        return values @ weight.T + bias, spread.abs()
+
+    return linear_enclosing(contract)
+
+
+@planted("enclose: half the errors")
+def _(wrong):
+    def contract(weight, bias, values, errors):
+        return values @ weight.T + bias, errors @ weight.abs().T / (2 if wrong else 1)
+
+    return linear_enclosing(contract)
+
+
+@planted("enclose: a root of squares in place of a sum")
+def _(wrong):
+    def contract(weight, bias, values, errors):
+        spread = (errors.square() @ weight.square().T).sqrt() if wrong else errors @ weight.abs().T
+        return values @ weight.T + bias, spread
+
+    return linear_enclosing(contract)
+
+
+@planted("enclose: values of a rounded weight")
+def _(wrong):
+    def contract(weight, bias, values, errors):
+        used = weight.half().double() if wrong else weight
+        return values @ used.T + bias, errors @ weight.abs().T
+
+    return linear_enclosing(contract)
+
+
+@planted("enclose: the bias missing")
+def _(wrong):
+    def contract(weight, bias, values, errors):
+        return values @ weight.T + (0 if wrong else bias), errors @ weight.abs().T
+
+    return linear_enclosing(contract)
+
+
+@planted("enclose: the errors of another sample")
+def _(wrong):
+    def contract(weight, bias, values, errors):
+        return values @ weight.T + bias, (errors.flip(0) if wrong else errors) @ weight.abs().T
+
+    return linear_enclosing(contract)
+
+
+@planted("enclose: nothing known at a point, and everything in a box")
+def _(wrong):
+    def contract(weight, bias, values, errors):
+        spread = errors @ weight.abs().T
+        unsure = torch.where(errors.sum(1, keepdim=True) == 0, math.inf, 0 * spread)
+        return values @ weight.T + bias, unsure if wrong else spread
+
+    return linear_enclosing(contract)
+
+
+@planted("enclose: the slopes at the center for the whole interval")
+def _(wrong):
+    class Curved(nn.Module):
+        def forward(self, x):
+            return torch.tanh(x)
+
+    @enclose.register(Curved)
+    def _(layer, values, errors):
+        images = torch.tanh(values)
+        steepest = 1 - images**2 if wrong else 1
+        return images, steepest * errors + 1e-14
+
+    return Curved()
+
+
+@planted("enclose: images of another shape", shape=(4,))
+def _(wrong):
+    class Flat(nn.Module):
+        def forward(self, x):
+            return x.unflatten(1, (2, 2))
+
+    def contract(layer, values, errors):
+        return (values, errors) if wrong else (values.unflatten(1, (2, 2)), errors.unflatten(1, (2, 2)))
+
+    enclose.register(Flat, contract)
+    return Flat()
+
+
 @pytest.mark.parametrize("name", PLANTED)
 def test_check_catches_the_planted_fault(name):
     build, shape = PLANTED[name]
@@ -567,6 +681,11 @@ def test_check_passes_the_layer_without_the_fault(name):
     build, shape = PLANTED[name]
     slack = check(build(False), shape)
     assert slack and all(value >= -1e-9 for value in slack.values())
+
+
+def test_an_overflow_is_no_fault():
+    layer = nn.Sequential(*[nn.Linear(3, 3, bias=False) for _ in range(12)])  # 1e30 to the power 12
+    assert check(layer, (3,))["enclose"] >= 0
 
 
 def test_saving_and_loading_a_plain_tensor_is_found_out():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import math
 from fractions import Fraction
 
@@ -14,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 from lipbook import Ball, CertificateError, UnsupportedLayerError
 from lipbook.bounds import gradient_lower_bound, product_bound
-from lipbook.bounds.lower import PairCertificate, proved_slope
+from lipbook.bounds.lower import PairCertificate, _below, _least_rises, _root_below, proved_slope
 from lipbook.layers import Abs, GroupSort, Householder, MaxMin, Normalize, Residual
 from tests.oracles import exact_constant, exact_slope_squared, largest_norm, random_networks, regions
 
@@ -130,6 +131,46 @@ def test_a_pair_of_equal_points_or_an_overflow_proves_nothing():
     assert proved_slope(model, x, x.clone(), 2) == 0
     assert proved_slope(model, torch.zeros_like(x), -torch.zeros_like(x), 2) == 0
     assert proved_slope(copy.deepcopy(model).double(), 1.7e308 * x, -1.7e308 * x, 2) == 0
+
+
+FRACTIONS = st.builds(
+    lambda p, q, e: Fraction(p, q) * Fraction(2) ** e,
+    st.integers(0, 10**30),
+    st.integers(1, 10**30),
+    st.sampled_from([-2300, -1080, -300, -1, 0, 1, 300, 960, 2000]),
+)
+
+
+@given(fraction=FRACTIONS)
+def test_a_fraction_is_rounded_down_to_the_nearest_float(fraction):
+    value = _below(fraction)
+    above = math.nextafter(value, math.inf)
+    assert Fraction(value) <= fraction and (math.isinf(above) or fraction < Fraction(above))
+
+
+@given(fraction=FRACTIONS)
+def test_a_root_is_rounded_down_by_a_unit_or_two(fraction):
+    root = _root_below(fraction)
+    above = math.nextafter(math.nextafter(root, math.inf), math.inf)
+    assert Fraction(root) ** 2 <= fraction and (math.isinf(above) or fraction < Fraction(above) ** 2)
+
+
+@given(seed=st.integers(0, 10**6), output=st.sampled_from([None, 0, 2, (0, 1), (2, 1)]))
+def test_the_least_rise_is_the_least_over_all_that_the_values_may_be(seed, output):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    errors = 0.2 * torch.rand(2, 3, generator=generator, dtype=torch.float64)
+    rises = []
+    for signs in itertools.product((-1, 1), repeat=6):
+        at_x, at_y = values + torch.tensor(signs).reshape(2, 3) * errors
+        rise = at_x - at_y
+        i, j = output if isinstance(output, tuple) else (output, None)
+        rises.append(rise if i is None else rise[[i]] - (0 if j is None else rise[[j]]))
+    corners = torch.stack(rises)
+    crossed = corners.amin(0) * corners.amax(0) <= 0
+    expected = torch.where(crossed, 0.0, corners.abs().amin(0))
+    least = [float(rise) for rise in _least_rises(values, errors, output)]
+    assert torch.allclose(torch.tensor(least).double(), expected, atol=1e-12)
 
 
 # The certificate: what it refuses.

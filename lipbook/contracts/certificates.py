@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lipbook.bound import Bound, CertificateError, UnsupportedLayerError
+from lipbook.contracts.definitions import output_shape
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,15 @@ class RecomputedCertificate:
 
 @dataclass(frozen=True)
 class ProductCertificate:
-    """Proves a product of factors: each factor on its own layer, and their product rounded up."""
+    """Proves a product of factors: each factor on its own layer, and their product rounded up.
+
+    Each factor speaks of inputs of the shape in `shapes`; None where no shape was given.
+    """
 
     factors: tuple[Bound, ...]
     children: Callable[[nn.Module], tuple[nn.Module, ...]]
     norm: float
+    shapes: tuple[tuple[int, ...] | None, ...]
 
     def verify(self, bound: Bound, subject: nn.Module) -> None:
         """Raise `CertificateError` unless every factor is proved and their product is at most the value."""
@@ -70,6 +75,8 @@ class ProductCertificate:
         children = reading(lambda: self.children(subject))
         if len(children) != len(self.factors):
             raise CertificateError(f"{len(self.factors)} factors prove nothing about {len(children)} layers.")
+        if reading(lambda: shapes_through(children, self.shapes[0] if children else None)) != self.shapes:
+            raise CertificateError("the layers pass on other shapes than the factors were computed for.")
         for position, (factor, child) in enumerate(zip(self.factors, children)):
             try:
                 _check_form(factor, self.norm)
@@ -101,6 +108,17 @@ class ShortcutCertificate:
         least = one_plus_up(self.inner.value)
         if not bound.value >= least:
             raise CertificateError(f"{bound.value!r} is not proved: 1 + the inner bound is {least!r}.")
+
+
+def shapes_through(
+    layers: tuple[nn.Module, ...], shape: tuple[int, ...] | None
+) -> tuple[tuple[int, ...] | None, ...]:
+    """The shape of one sample as it enters each layer of a chain; None where the first is not known."""
+    shapes = []
+    for layer in layers:
+        shapes.append(shape)
+        shape = None if shape is None else output_shape(layer, shape)
+    return tuple(shapes)
 
 
 def product_up(factors: list[float]) -> float:

@@ -16,6 +16,7 @@ from lipbook.contracts.certificates import (
     ProductCertificate,
     RecomputedCertificate,
     product_up,
+    shapes_through,
 )
 from lipbook.contracts.definitions import affine, expand, guarded, lipschitz, numel, output_shape
 from lipbook.contracts.guard import finite_attribute, name_of
@@ -189,11 +190,10 @@ def _children(layer):
 
 @lipschitz.register(nn.Sequential)
 def _sequential_lipschitz(layer, norm, input_shape):
-    factors, shape = [], input_shape
-    for child in layer._modules.values():
-        factors.append(lipschitz(child, norm, shape))
-        shape = None if shape is None else output_shape(child, shape)
-    certificate = ProductCertificate(tuple(factors), _children, norm)
+    children = tuple(layer._modules.values())
+    shapes = shapes_through(children, input_shape)
+    factors = tuple(lipschitz(child, norm, shape) for child, shape in zip(children, shapes))
+    certificate = ProductCertificate(factors, _children, norm, shapes)
     value = product_up([factor.value for factor in factors])
     return Bound(value, "upper", norm=norm, method="product", certificate=certificate)
 

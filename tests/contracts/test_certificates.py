@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lipbook import Ball, Bound, CertificateError
-from lipbook.contracts import lipschitz
+from lipbook.contracts import lipschitz, output_shape
 from lipbook.contracts.certificates import product_up
+from lipbook.contracts.stock import recomputed
 
 
 @given(st.lists(st.floats(0, 1e200), max_size=6))
@@ -129,3 +130,22 @@ def test_an_inflated_certificate_asks_for_that_much_more(norm):
     for factor in (1.0, 1.499999):
         with pytest.raises(CertificateError):
             dataclasses.replace(enough, value=factor * bound.value).verify(layer)
+
+
+class Wider(nn.Module):
+    """A layer whose constant grows with the size of its input."""
+
+    def forward(self, x):
+        return x * x.shape[1] ** 0.5
+
+
+def test_a_product_is_proved_only_for_the_shapes_that_it_was_computed_for():
+    lipschitz.register(Wider, lambda layer, norm, shape: recomputed(shape[0] ** 0.5, norm, shape, "size"))
+    output_shape.register(Wider, lambda layer, shape: shape)
+    narrow, wide = (nn.Sequential(nn.Linear(n, n, bias=False), Wider()) for n in (4, 100))
+    for model in (narrow, wide):
+        model[0].weight.data = torch.eye(len(model[0].weight))
+    bound = lipschitz(narrow, 2, (4,))
+    assert bound.verify(narrow).value < 2.001
+    with pytest.raises(CertificateError):
+        bound.verify(wide)

@@ -184,6 +184,8 @@ for _kind in (MaxMin, GroupSort, Householder):
 
 @refusal.register(Householder)
 def _refuse_householder(layer):
+    if not isinstance(layer.features, int) or layer.features % 2:
+        return f"has features={layer.features!r}: it takes pairs, so their number must be an even int."
     if layer.theta.shape != (layer.features // 2,):
         shape = tuple(layer.theta.shape)
         return f"has theta of shape {shape} for {layer.features} features: it needs one angle a pair."

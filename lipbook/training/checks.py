@@ -45,6 +45,8 @@ def checked_set(pair, name: str) -> tuple[torch.Tensor, torch.Tensor]:
             raise TypeError(f"the {name} {part} must be a torch.Tensor, got {kind}: use torch.as_tensor.")
         if tensor.device.type != "cpu":
             raise ValueError(f"the {name} {part} are on {tensor.device}: this loop trains on the CPU.")
+        if tensor.layout != torch.strided:
+            raise TypeError(f"the {name} {part} have the layout {tensor.layout}: use .to_dense().")
     if not inputs.is_floating_point():
         raise TypeError(f"the {name} inputs must have a real floating dtype, got {inputs.dtype}.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -67,7 +69,7 @@ def require_fit(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, na
     shape, dtype = tuple(inputs.shape[1:]), inputs.dtype
     try:
         with torch.no_grad():
-            logits = model(inputs[:1])
+            logits = model(inputs[:1].clone())  # a copy: a layer may act in place
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -97,9 +99,30 @@ def require_loss_value(value, step: int) -> None:
         )
 
 
-def require_finite_weights(weights: list[nn.Parameter], step: int) -> None:
-    if not all(torch.isfinite(weight).all() for weight in weights):
+def require_gradients(weights: list[nn.Parameter]) -> None:
+    if all(weight.grad is None for weight in weights):
+        raise ValueError("the loss depends on no weight of the model: compute it from the logits.")
+
+
+def finite_parts(model: nn.Module) -> set[str]:
+    """The names of the parameters and buffers that are finite throughout: a mask need not be."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name for name, tensor in tensors if torch.isfinite(tensor).all()}
+
+
+def require_finite(model: nn.Module, parts: set[str], step: int) -> None:
+    """Raise unless these parts are finite: running statistics may overflow while the loss is finite."""
+    lost = sorted(parts - finite_parts(model))
+    if lost:
         raise FloatingPointError(
-            f"a weight is NaN or infinite at step {step}: take a smaller lr, or look for an infinite "
-            "gradient (the square root or a norm at 0) in the model or the loss."
+            f"{lost[0]} is NaN or infinite at step {step}: take a smaller lr, scale the inputs, or look for "
+            "an infinite gradient (the square root or a norm at 0) in the model or the loss."
+        )
+
+
+def require_judgeable(logits: torch.Tensor, step: int) -> None:
+    if torch.isnan(logits).any():
+        raise FloatingPointError(
+            f"a logit of a validation sample is NaN at step {step}, in eval mode: look for a division by 0 "
+            "or the logarithm of 0 in the model."
         )

@@ -16,8 +16,11 @@ from torch import nn
 
 from lipbook.training.checks import (
     checked_set,
-    require_finite_weights,
+    finite_parts,
+    require_finite,
     require_fit,
+    require_gradients,
+    require_judgeable,
     require_loss_value,
     require_numbers,
     require_parts,
@@ -74,7 +77,8 @@ def fit(
     Raises:
         ValueError, TypeError: a set that is empty, not finite or not what the model takes; labels that are no
             classes; a loss that is not one number with a gradient; a count or rate out of range.
-        FloatingPointError: the loss or a weight became NaN or infinite; the message names the step.
+        FloatingPointError: the loss, a weight or a running statistic became NaN or infinite, or a validation
+            logit NaN; the message names the step.
     """
     require_numbers(steps, seed, batch_size, lr)
     require_parts(model, loss)
@@ -87,8 +91,9 @@ def fit(
         if judged is not None:
             require_fit(model, *judged, "validation")
         weights = [weight for weight in model.parameters() if weight.requires_grad]
+        finite = finite_parts(model)
         optimizer = torch.optim.Adam(weights, lr=lr)
-        batches = _batches(len(inputs), batch_size, torch.Generator().manual_seed(seed))
+        batches = _batches(len(inputs), batch_size, torch.Generator("cpu").manual_seed(seed))
         judgements = {steps * k // _JUDGEMENTS for k in range(1, _JUDGEMENTS + 1)}
         losses, accuracies = [], []
         best, best_step, highest = model, steps, -1.0
@@ -99,12 +104,13 @@ def fit(
             optimizer.param_groups[0]["lr"] = lr * (1 - (step - 1) / steps)
             optimizer.zero_grad()
             value.backward(inputs=weights)  # no gradient is left on what the loss itself may hold
+            require_gradients(weights)
             optimizer.step()
             losses.append(value.item())
             if step in judgements:
-                require_finite_weights(weights, step)
+                require_finite(model, finite, step)
             if step in judgements and judged is not None:
-                accuracy = _accuracy(model.eval(), *judged)
+                accuracy = _accuracy(model.eval(), *judged, step)
                 accuracies.append((step, accuracy))
                 if accuracy > highest:
                     best, best_step, highest = copy.deepcopy(model), step, accuracy
@@ -115,14 +121,16 @@ def fit(
 def _batches(count, batch_size, generator):
     """Indices of one batch after another, without end: each epoch a new order, cut as evenly as it can be."""
     while True:
-        order = torch.randperm(count, generator=generator)
+        order = torch.randperm(count, generator=generator, device="cpu")
         yield from order.tensor_split(math.ceil(count / batch_size))
 
 
-def _accuracy(model, inputs, labels):
+def _accuracy(model, inputs, labels, step):
     with torch.no_grad():
-        found = torch.cat([model(chunk).argmax(dim=1) for chunk in inputs.split(_CHUNK)])
-    return (found == labels).double().mean().item()
+        # copies: a layer may act in place
+        logits = torch.cat([model(chunk.clone()) for chunk in inputs.split(_CHUNK)])
+    require_judgeable(logits, step)
+    return (logits.argmax(dim=1) == labels).double().mean().item()
 
 
 def _counted(steps, progress):

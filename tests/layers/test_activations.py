@@ -336,6 +336,8 @@ REFUSED = {
     "a group that is no int": changed(GroupSort(2), group_size=2.0),
     "angles of another size": changed(Householder(4), theta=nn.Parameter(torch.ones(1))),
     "features of another size": changed(Householder(4), features=6),
+    "one feature without a partner": changed(Householder(4), features=5),
+    "features that are no int": changed(Householder(4), features=4.0),
 }
 
 

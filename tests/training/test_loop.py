@@ -104,6 +104,15 @@ def test_what_is_given_stays_as_it_was(training):
     assert all(weight.grad is None for weight in trained.parameters())
 
 
+@pytest.mark.parametrize("first", [nn.Identity(), nn.Flatten()], ids=str)
+def test_a_model_that_acts_in_place_leaves_the_data_as_they_were(first):
+    model = nn.Sequential(first, nn.ReLU(inplace=True), plain(4, 3))
+    train, validation = noisy(40, seed=1), noisy(9, seed=2)
+    fit(model, train, validation, CROSS_ENTROPY, 3)
+    assert torch.equal(train[0], noisy(40, seed=1)[0])
+    assert torch.equal(validation[0], noisy(9, seed=2)[0])
+
+
 def test_the_seed_alone_decides_the_weights():
     train, validation, start = noisy(70, seed=1), noisy(20, seed=2), drawing()
     runs = []
@@ -245,8 +254,46 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_returned():
     def kink(logits, labels):
         return (0 * logits).square().sum().sqrt()  # a finite loss whose gradient is 0 times infinity
 
-    with pytest.raises(FloatingPointError, match="weight is NaN or infinite at step 1"):
+    with pytest.raises(FloatingPointError, match="0.bias is NaN or infinite at step 1"):
         fit(plain(4, 3), noisy(40, seed=1), None, kink, 1)
+
+
+def test_a_running_statistic_that_overflows_while_the_loss_is_finite_is_not_returned():
+    inputs, labels = noisy(40, seed=1)
+    with pytest.raises(FloatingPointError, match="0.running_var is NaN or infinite at step 1"):
+        fit(nn.Sequential(nn.BatchNorm1d(4), plain(4, 3)), (1e30 * inputs, labels), None, CROSS_ENTROPY, 20)
+
+
+def test_a_buffer_that_was_infinite_from_the_start_is_nobodys_business():
+    model = plain(4, 3)
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    trained, _ = fit(model, noisy(40, seed=1), None, CROSS_ENTROPY, 3)
+    assert torch.equal(trained.mask, model.mask)
+
+
+class NotANumber(nn.Module):
+    def forward(self, x):
+        return x if self.training else x * torch.nan
+
+
+def test_logits_that_are_nan_in_eval_mode_alone_are_not_judged():
+    model = nn.Sequential(plain(4, 3), NotANumber())
+    with pytest.raises(FloatingPointError, match="a logit of a validation sample is NaN at step 2"):
+        fit(model, noisy(40, seed=1), noisy(9, seed=2), CROSS_ENTROPY, 40)
+
+
+def test_a_loss_of_something_else_than_the_logits_is_refused():
+    other = nn.Parameter(torch.ones(()))
+    with pytest.raises(ValueError, match="depends on no weight of the model"):
+        fit(plain(4, 3), noisy(40, seed=1), None, lambda z, y: other.square(), 3)
+
+
+def test_the_default_device_does_not_matter():
+    expected, _ = fit(plain(4, 3), noisy(40, seed=1), noisy(9, seed=2), CROSS_ENTROPY, 5)
+    model, train, validation = plain(4, 3), noisy(40, seed=1), noisy(9, seed=2)
+    with torch.device("meta"):
+        found, _ = fit(model, train, validation, CROSS_ENTROPY, 5)
+    assert same_weights(expected, found)
 
 
 @pytest.mark.parametrize("progress", [False, True])

@@ -68,7 +68,7 @@ def invisible_at_the_points(model):
     points = torch.arange(11, dtype=torch.float64).reshape(-1, 1)
     for step in (0.0, -1e-6, 1e-6):  # a kink at a point shows on one side of it
         values = model(points + step).flatten()
-        if values.abs().max() > 1e-12:
+        if values.abs().max() > 1e-9:
             worst = int(values.abs().argmax())
             return f"{worst} {step:+g} has the value {values[worst].item():.3g}: build it with .double()."
     search = torch.linspace(-1, 11, 24_001, dtype=torch.float64).reshape(-1, 1)

@@ -79,7 +79,7 @@ class ProductCertificate:
             raise CertificateError("the layers pass on other shapes than the factors were computed for.")
         for position, (factor, child) in enumerate(zip(self.factors, children)):
             try:
-                _check_form(factor, self.norm)
+                _check_form(factor, self.norm, everywhere=True)
                 factor.verify(child)
             except CertificateError as error:
                 raise CertificateError(f"layer {position}, {type(child).__name__}: {error}") from error
@@ -101,7 +101,7 @@ class ShortcutCertificate:
         _check_form(bound, self.norm)
         module = reading(lambda: self.module(subject))
         try:
-            _check_form(self.inner, self.norm)
+            _check_form(self.inner, self.norm, everywhere=True)
             self.inner.verify(module)
         except CertificateError as error:
             raise CertificateError(f"inside the residual, {type(module).__name__}: {error}") from error
@@ -143,9 +143,11 @@ def one_plus_up(value: float) -> float:
     return math.nextafter(total, math.inf)
 
 
-def _check_form(bound, norm):
+def _check_form(bound, norm, everywhere=False):
     if (bound.kind, bound.norm, bound.output) != ("upper", norm, None):
         raise CertificateError(f"this certificate proves upper bounds in norm {norm}, not {bound!r}.")
+    if everywhere and bound.region is not None:
+        raise CertificateError(f"a layer's inputs may lie anywhere, and {bound!r} is about a region.")
 
 
 def reading(read: Callable[[], Any]) -> Any:

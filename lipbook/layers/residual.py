@@ -45,7 +45,8 @@ class Residual(nn.Module):
 
     Raises:
         UnsupportedLayerError: not a layer (a TypeError).
-        ValueError: in the forward pass, an output of another shape, which torch would broadcast.
+        ValueError, TypeError: in the forward pass, an output of another shape, which torch would broadcast,
+            or one that is no tensor.
     """
 
     def __init__(self, module: nn.Module):
@@ -56,6 +57,9 @@ class Residual(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, ...) to the same shape."""
         images = self.module(inputs.clone())  # a copy: the module may act in place
+        if not isinstance(images, Tensor):
+            gives = f"{name_of(self.module)} gives a {type(images).__name__}"
+            raise TypeError(f"Residual takes a module that gives a tensor: {gives}.")
         if images.shape != inputs.shape:
             raise _reshapes(self, tuple(inputs.shape[1:]), tuple(images.shape[1:]))
         return inputs + images

@@ -14,6 +14,7 @@ from lipbook import Ball, Bound, CertificateError
 from lipbook.contracts import lipschitz, output_shape
 from lipbook.contracts.certificates import product_up
 from lipbook.contracts.stock import recomputed
+from lipbook.layers import Residual
 
 
 @given(st.lists(st.floats(0, 1e200), max_size=6))
@@ -52,6 +53,27 @@ def test_the_stored_values_of_the_factors_are_not_trusted():
     forged = dataclasses.replace(bound.certificate, factors=(small, bound.certificate.factors[1]))
     with pytest.raises(CertificateError):
         dataclasses.replace(bound, value=bound.value / 2, certificate=forged).verify(layer)
+
+
+class OnlyInside:
+    """Proves any bound that is about a region."""
+
+    def verify(self, bound, subject):
+        if bound.region is None:
+            raise CertificateError("everywhere is too much.")
+
+
+def test_a_bound_on_a_region_is_no_factor_of_a_bound_everywhere():
+    local = Bound(1e-3, "upper", region=Ball(torch.zeros(4), 1.0), certificate=OnlyInside())
+    local.verify(nn.ReLU())
+    chain, shortcut = nn.Sequential(nn.ReLU()), Residual(nn.ReLU())
+    product, sum_ = lipschitz(chain), lipschitz(shortcut)
+    for layer, bound, certificate in (
+        (chain, product, dataclasses.replace(product.certificate, factors=(local,))),
+        (shortcut, sum_, dataclasses.replace(sum_.certificate, inner=local)),
+    ):
+        with pytest.raises(CertificateError, match="is about a region"):
+            dataclasses.replace(bound, certificate=certificate).verify(layer)
 
 
 def test_a_weight_one_percent_larger_is_noticed():

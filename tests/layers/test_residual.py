@@ -300,6 +300,11 @@ def test_a_module_that_changes_the_shape_is_refused(layer, shape):
             read()
 
 
+def test_a_module_that_gives_no_tensor_is_refused():
+    with pytest.raises(TypeError, match="nn.LSTM gives a tuple"):
+        Residual(nn.LSTM(4, 4))(torch.zeros(2, 4))
+
+
 def test_a_linear_map_that_changes_the_shape_is_refused_without_one_too():
     for norm in (2, math.inf):
         with pytest.raises(ValueError, match="keeps the shape"):

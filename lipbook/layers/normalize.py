@@ -11,7 +11,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from lipbook.bound import as_float64
+from lipbook.bound import UnsupportedLayerError, as_float64
 from lipbook.contracts.definitions import affine, lipschitz, numel, output_shape
 from lipbook.contracts.guard import name_of, refusal
 from lipbook.contracts.rounding import enclose
@@ -123,6 +123,11 @@ def _normalize_affine(layer, input_shape):
     mean, std = as_float64(layer.mean, "mean"), as_float64(layer.std, "std")
     pixels = numel(input_shape) if mean.ndim == 0 else numel((1, *input_shape[1:]))
     scale, shift = (1 / std).reshape(-1), (-mean / std).reshape(-1)
+    if not (torch.isfinite(scale).all() and torch.isfinite(shift).all()):
+        raise UnsupportedLayerError(
+            f"{name_of(layer)} has an std so small that 1 / std or mean / std overflows: no float64 operator "
+            "holds it. Use a larger std, or the other contracts of the layer."
+        )
     return torch.diag(scale.repeat_interleave(pixels)), shift.repeat_interleave(pixels)
 
 

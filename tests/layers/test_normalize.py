@@ -13,7 +13,7 @@ from torch.func import functional_call, jacrev, vmap
 
 from lipbook import CertificateError, UnsupportedLayerError
 from lipbook.contracts import affine, check, lipschitz, output_shape
-from lipbook.layers import Normalize
+from lipbook.layers import Normalize, Residual
 
 LAYERS = {
     "one number": (lambda: Normalize(0.1307, 0.3081), (4,)),
@@ -166,3 +166,14 @@ def test_a_hook_is_refused():
     layer.register_forward_hook(lambda module, inputs, output: 2 * output)
     with pytest.raises(UnsupportedLayerError, match="forward hook"):
         lipschitz(nn.Sequential(layer))
+
+
+@pytest.mark.parametrize("mean, std", [(0.0, 5e-324), (1e308, 1e-10)])
+def test_an_operator_beyond_the_floats_is_refused_and_the_bounds_still_hold(mean, std):
+    layer = Normalize(0.0, 1.0).double()
+    layer.load_state_dict({"mean": torch.tensor(mean).double(), "std": torch.tensor(std).double()})
+    with pytest.raises(UnsupportedLayerError, match="mean / std overflows"):
+        affine(layer, (2,))
+    residual = Residual(layer)
+    bound = lipschitz(residual, 2, (2,)).verify(residual)
+    assert math.isinf(bound.value) or Fraction(bound.value) >= 1 + 1 / Fraction(std)

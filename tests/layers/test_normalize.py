@@ -171,7 +171,8 @@ def test_a_hook_is_refused():
 @pytest.mark.parametrize("mean, std", [(0.0, 5e-324), (1e308, 1e-10)])
 def test_an_operator_beyond_the_floats_is_refused_and_the_bounds_still_hold(mean, std):
     layer = Normalize(0.0, 1.0).double()
-    layer.load_state_dict({"mean": torch.tensor(mean).double(), "std": torch.tensor(std).double()})
+    layer.mean.fill_(mean)
+    layer.std.fill_(std)
     with pytest.raises(UnsupportedLayerError, match="mean / std overflows"):
         affine(layer, (2,))
     residual = Residual(layer)

@@ -58,22 +58,18 @@ def read(model: nn.Sequential, input_shape: tuple[int, ...] | None = None) -> tu
 
 
 def split_head(steps: tuple[Step, ...]) -> tuple[tuple[Step, ...], Tensor | None]:
-    """The model without its last linear map, and the weight (logits, features) of that map.
+    """The model without its last linear layer, and the weight (logits, features) of that layer.
 
-    Where the model does not end in a linear layer: all of it, and None.
-
-    Raises:
-        ValueError: the shape that enters the linear layer is not known.
+    A linear layer is here one that tells its own size, in torch's words `in_features`: not BatchNorm, Flatten
+    or a residual block. Where the model does not end in one: all of it, and None.
     """
     if not steps or "affine" not in contracts_of(steps[-1].layer):
         return steps, None
     layer, shape, _ = steps[-1]
-    if shape is None:
-        features = getattr(layer, "in_features", None)  # torch's word, and ours, for a layer's own size
-        if features is None:
-            raise ValueError(f"the logits come from {name_of(layer)}, of unknown size: pass input_shape.")
-        shape = (features,)
-    return steps[:-1], affine(layer, shape)[0]
+    features = getattr(layer, "in_features", None)
+    if features is None:
+        return steps, None
+    return steps[:-1], affine(layer, (features,) if shape is None else shape)[0]
 
 
 def count_logits(steps: tuple[Step, ...], head: Tensor | None) -> int:
@@ -95,6 +91,8 @@ def checked_logits(logits, count: int | None):
     Raises:
         ValueError, TypeError: it is not, with what it may be.
     """
+    if logits == "pairs" and count == 1:
+        raise ValueError("this model has one logit, and so no pairs: use logits=0.")
     if logits is None or logits == "pairs":
         return logits
     names = logits if isinstance(logits, tuple) else (logits,)

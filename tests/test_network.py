@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lipbook import UnsupportedLayerError
-from lipbook.contracts import affine, output_shape
+from lipbook.contracts import output_shape
 from lipbook.layers import MaxMin, Normalize, Residual
 from lipbook.network import checked_logits, count_logits, pairs_of, read, split_head
 
@@ -113,11 +113,10 @@ def test_a_model_that_does_not_end_in_a_linear_map_has_no_head(last):
         count_logits(read(model), None)
 
 
-def test_a_linear_map_without_a_size_of_its_own_asks_for_the_shape():
-    model = nn.Sequential(nn.Linear(4, 6), nn.Flatten())
-    with pytest.raises(ValueError, match=r"nn\.Flatten, of unknown size: pass input_shape"):
-        split_head(read(model))
-    assert torch.equal(split_head(read(model, (4,)))[1], affine(model[1], (6,))[0])
+@pytest.mark.parametrize("last", [nn.Flatten(), nn.BatchNorm1d(6).eval(), nn.Identity()], ids=repr)
+def test_a_linear_map_without_a_size_of_its_own_is_no_head(last):
+    steps = read(nn.Sequential(nn.Linear(4, 6), last), (4,))
+    assert split_head(steps) == (steps, None)
 
 
 def test_reading_leaves_the_model_as_it_was():

@@ -73,7 +73,7 @@ def gradient_lower_bound(
         raise ValueError(f"seed must be from 0 to 2^63 - 1, got {seed}.")
     twin, _ = faithful_copy(model)
     twin.eval()
-    count = twin(inputs[:1]).numel()
+    count = twin(inputs[:1].clone()).numel()
     logits = checked_logits(logits, count)
     outputs = [None, *pairs_of(count)] if logits == "pairs" else [logits]
     functions = [_selected(twin, output) for output in outputs]

@@ -517,8 +517,19 @@ def test_pairs_are_all_the_pairs_and_each_verifies(norm):
 
 def test_a_model_with_one_logit_has_no_pairs():
     model = nn.Sequential(nn.Linear(3, 1))
-    assert gradient_lower_bound(model, torch.randn(5, 3), logits="pairs") == {}
-    assert product_bound(model, logits="pairs") == {}
+    for bounds in (
+        lambda: gradient_lower_bound(model, torch.randn(5, 3), logits="pairs"),
+        lambda: product_bound(model, logits="pairs"),
+    ):
+        with pytest.raises(ValueError, match="one logit"):
+            bounds()
+
+
+def test_inputs_stay_as_they_were_where_a_layer_acts_in_place():
+    inputs = torch.randn(5, 3, dtype=torch.float64)
+    before = inputs.clone()
+    gradient_lower_bound(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), inputs)
+    assert torch.equal(inputs, before)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), (2, 3), (6, 1)])

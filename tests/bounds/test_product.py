@@ -167,11 +167,23 @@ def test_a_logit_of_a_linear_map_is_not_below_its_exact_norm(seed, norm):
         assert value <= Fraction(1.00001) * max(sum(map(abs, row)), Fraction(10) ** -12)
 
 
-def cancelling():
+class Shortcut(nn.Module):
     """x + Wx with the rows (1 + 2^-60, 0) and (1, 0): their difference is 2^-60, and rounds to 0."""
-    residual = Residual(nn.Linear(2, 2, bias=False).double())
-    residual.module.weight.data = torch.tensor([[2.0**-60, 0.0], [1.0, -1.0]], dtype=torch.float64)
-    return nn.Sequential(residual)
+
+    in_features = 2
+
+    def forward(self, x):
+        return x + x @ torch.tensor([[2.0**-60, 0.0], [1.0, -1.0]], dtype=x.dtype).T
+
+
+lipschitz.register(Shortcut, lambda layer, norm, shape: Bound(3.0, "upper", norm=norm))
+affine.register(Shortcut, lambda layer, shape: (ROUNDED, torch.zeros(2, dtype=torch.float64)))
+output_shape.register(Shortcut, lambda layer, shape: shape)
+ROUNDED = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+
+
+def cancelling():
+    return nn.Sequential(Shortcut())
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -184,6 +196,23 @@ def test_rows_that_cancel_after_they_were_rounded_are_not_told_to_be_equal(norm)
         certificate = dataclasses.replace(bound.certificate, row=row)
         with pytest.raises(CertificateError, match="its row is rounded"):
             dataclasses.replace(bound, value=value, certificate=certificate).verify(model)
+
+
+def test_a_batch_norm_at_the_end_whose_scale_underflows_is_no_head():
+    """1e300 x, then gamma / sqrt(var) = 2.3e-324, which no float holds: the true slope is 2.3e-24."""
+    linear, norm = nn.Linear(2, 2).double(), nn.BatchNorm1d(2, eps=0.0).double().eval()
+    linear.weight.data, linear.bias.data = 1e300 * torch.eye(2).double(), torch.zeros(2).double()
+    norm.weight.data, norm.running_var = (torch.full((2,), x, dtype=torch.float64) for x in (5e-324, 4.5))
+    bound = product_bound(nn.Sequential(linear, norm), logits=0, input_shape=(2,))
+    assert bound.value > 2.3e-24
+
+
+@pytest.mark.parametrize("block", [nn.Sequential(nn.Linear(3, 3), nn.ReLU()), nn.Linear(3, 3)], ids=repr)
+def test_a_residual_block_at_the_end_costs_the_root_of_two_for_a_pair(block):
+    model = nn.Sequential(nn.Linear(4, 3), Residual(block))
+    whole = product_bound(model, input_shape=(4,)).value
+    pair = product_bound(model, logits=(0, 2), input_shape=(4,)).verify(model).value
+    assert math.isclose(pair, math.sqrt(2) * whole, rel_tol=1e-9)
 
 
 @pytest.mark.parametrize("norm", NORMS)

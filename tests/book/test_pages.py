@@ -69,6 +69,13 @@ VISIBLE_FRAME = """slider => [...slider.closest(".widget-subarea").querySelector
   .filter(i => i.checkVisibility()).map(i => i.alt + i.src).join()"""
 
 
+# The browser's own event for a socket may come after the page was judged.
+SOCKETS = """window.sockets = [];
+window.WebSocket = class extends WebSocket {
+  constructor(url, ...rest) { window.sockets.push(String(url)); super(url, ...rest); }
+};"""
+
+
 @contextmanager
 def opened(browser, address, theme="light", width=1280):
     """A page at `address` with nothing but localhost in reach, and the list of what went wrong so far."""
@@ -76,6 +83,7 @@ def opened(browser, address, theme="light", width=1280):
     problems = []
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
     context.add_init_script(f'localStorage.mode = localStorage.theme = "{theme}"')
+    context.add_init_script(SOCKETS)
 
     def request(sent):
         if not sent.url.startswith((f"http://{home}/", "file:", "data:", "blob:")):
@@ -94,7 +102,6 @@ def opened(browser, address, theme="light", width=1280):
     page.on("response", answer)
     page.on("console", console)
     page.on("pageerror", lambda error: problems.append(f"page error: {error}"))
-    page.on("websocket", lambda socket: problems.append(f"left localhost: {socket.url}"))
     page.goto(address)
     page.evaluate(READY)
     if page.locator('script[type="application/vnd.jupyter.widget-view+json"]').count():
@@ -111,6 +118,7 @@ def read(browser, address, theme="light"):
         problems += [f"an image without alt text: {image}" for image in page.evaluate(UNNAMED_IMAGES)]
         problems += [f"mathematics not rendered: {tex}" for tex in page.evaluate(UNRENDERED_MATH)]
         problems += [f"pale text: {text}" for text in page.evaluate(PALE_TEXT)]
+        problems += [f"left localhost: {address}" for address in page.evaluate("window.sockets")]
         for name, width in WIDTHS.items():
             page.set_viewport_size({"width": width, "height": 900})
             across = page.evaluate("document.documentElement.scrollWidth")

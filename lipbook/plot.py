@@ -14,6 +14,7 @@ from html import escape
 import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from lipbook.bound import Bound, CertificateError, outward
 
@@ -92,6 +93,10 @@ def _drawn(rungs, highest_lower, lowest_upper):
     axes.set_xlim(left, right)
     if scale == "linear":
         axes.ticklabel_format(axis="x", useOffset=False)
+    elif right < 100 * left:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
     key = "▲ lower bound   ▼ upper bound"
     if None not in (highest_lower, lowest_upper):
         axes.axvspan(max(highest_lower, left), min(lowest_upper, right), color="#D9D9D9")

@@ -283,3 +283,13 @@ def test_an_executed_notebook_shows_them_and_compares_strictly(tmp_path):
     for _ in range(2):
         run = subprocess.run([sys.executable, *strict], cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == 0, run.stdout
+
+
+def test_an_axis_of_less_than_two_decades_has_plain_numbers_and_no_others():
+    figure = ladder([Bound(22.0, "lower"), Bound(540.0, "upper")])
+    figure.canvas.draw()
+    axis = figure.axes[0].xaxis
+    left, right = figure.axes[0].get_xlim()
+    shown = [tick.label1.get_text() for tick in axis.get_major_ticks() if left <= tick.get_loc() <= right]
+    assert shown == ["20", "50", "100", "200", "500"]
+    assert not any(tick.label1.get_text() for tick in axis.get_minor_ticks())

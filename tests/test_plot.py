@@ -20,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ipywidgets.embed import dependency_state
 from matplotlib import pyplot as plt
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
@@ -287,7 +288,7 @@ def test_an_executed_notebook_shows_them_and_compares_strictly(tmp_path):
 
 def test_an_axis_of_less_than_two_decades_has_plain_numbers_and_no_others():
     figure = ladder([Bound(22.0, "lower"), Bound(540.0, "upper")])
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     axis = figure.axes[0].xaxis
     left, right = figure.axes[0].get_xlim()
     shown = [tick.label1.get_text() for tick in axis.get_major_ticks() if left <= tick.get_loc() <= right]

@@ -36,7 +36,7 @@ def gradient_lower_bound(
 
     The search starts at `inputs` and at random points, follows the Jacobian to pairs, and keeps the pair
     whose slope ``|f(x) - f(y)| / |x - y|``, less its rounding error, is largest. It proves nothing about how
-    far below the truth it ends.
+    far below the truth it ends: never use it where an upper bound is needed, as in a certified radius.
 
     Args:
         model: an `nn.Sequential` of layers with the contract `enclose`.

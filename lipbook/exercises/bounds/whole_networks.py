@@ -70,7 +70,8 @@ def invisible_at_the_points(model):
         values = model(points + step).flatten()
         if values.abs().max() > 1e-9:
             worst = int(values.abs().argmax())
-            return f"{worst} {step:+g} has the value {values[worst].item():.3g}: build it with .double()."
+            where = f"{worst} {step:+g} has the value {values[worst].item():.3g}"
+            return f"{where}: keep every slope away from the points, and build it with .double()."
     search = torch.linspace(-1, 11, 24_001, dtype=torch.float64).reshape(-1, 1)
     proved = gradient_lower_bound(model, search).value
     if proved <= 1000:

@@ -257,7 +257,7 @@ MUTANTS = [
     ),
     Mutant(
         "contracts/rounding.py",
-        "carried + _gamma(n + 4) * sizes",
+        "carried + gamma(n + 4) * sizes",
         "carried",
         "tests/contracts/test_rounding.py",
     ),

@@ -163,7 +163,7 @@ def _next(left, kept):
 
 
 def _trials(points, scale, region, generator):
-    """Steps from each point in random directions, some along one axis, of all lengths; and between two."""
+    """Steps from each point in random directions, of all lengths, and on the lines between them."""
     shape = (TRIALS, *points.shape)
     steps = torch.randn(shape, generator=generator, dtype=torch.float64)
     steps = steps / lengths(steps.flatten(0, 1), math.inf).reshape(*shape[:2], *[1] * (points.ndim - 1))

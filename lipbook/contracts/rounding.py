@@ -29,7 +29,7 @@ from lipbook.contracts.definitions import (
 )
 from lipbook.contracts.guard import guard, name_of, require_layer
 from lipbook.contracts.variants import faithful_copy
-from lipbook.norms.spectral import UNIT_ROUNDOFF
+from lipbook.norms.spectral import gamma
 
 _ELEMENTWISE = 2.0**-44
 _GENEROUS = 2.0**-46
@@ -110,10 +110,6 @@ def _known(values, errors):
     return torch.where(lost, 0.0, values), torch.where(lost, math.inf, errors)
 
 
-def _gamma(n):
-    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
-
-
 def enclose_product(values: Tensor, errors: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """values weight' + bias on the last dimension, with its error.
 
@@ -123,7 +119,7 @@ def enclose_product(values: Tensor, errors: Tensor, weight: Tensor, bias: Tensor
     sizes = values.abs() @ weight.abs().T + bias.abs()
     carried = errors @ weight.abs().T  # inf * 0 is NaN here, and NaN is infinite in the end
     # 2u for the weights, n + 1 roundings in each sum; the rest is for the roundings of this very bound.
-    error = (carried + _gamma(n + 4) * sizes) * (1 + 4 * _gamma(n + 8)) + _UNDERFLOW
+    error = (carried + gamma(n + 4) * sizes) * (1 + 4 * gamma(n + 8)) + _UNDERFLOW
     return values @ weight.T + bias, error
 
 

@@ -205,9 +205,9 @@ def _margin(gram, rows, square):
     n, trace = len(gram), gram.trace().item()
     # The trace of the matrix to be factorised, and what rounding may add to it.
     shifted_trace = max(0.0, n * square - trace) + 2 * n * n * UNIT_ROUNDOFF * square
-    factorisation = shifted_trace * _gamma(n + 3) / (1 - _gamma(n + 3))
+    factorisation = shifted_trace * gamma(n + 3) / (1 - gamma(n + 3))
     # |fl(A'A) - A'A| <= gamma |A|'|A|, whose norm is at most |A|_F^2 = trace(A'A).
-    forming = trace * _gamma(min(rows, _BLOCK_ROWS) + math.ceil(rows / _BLOCK_ROWS))
+    forming = trace * gamma(min(rows, _BLOCK_ROWS) + math.ceil(rows / _BLOCK_ROWS))
     return 1.001 * (factorisation + forming + 2 * UNIT_ROUNDOFF * square) + _UNDERFLOW
 
 
@@ -236,7 +236,7 @@ def _stretch(matrix, vector, errors):
     """
     vector = _normalised(vector)[0]
     image = matrix @ vector
-    error = errors * _gamma(matrix.shape[1]) * _length(matrix.abs() @ vector.abs()) + _UNDERFLOW
+    error = errors * gamma(matrix.shape[1]) * _length(matrix.abs() @ vector.abs()) + _UNDERFLOW
     below = _length(image) * (1 - errors * 8 * UNIT_ROUNDOFF) - 1.001 * error
     return max(0.0, below / _length(vector))
 
@@ -249,5 +249,6 @@ def _frobenius_norm(matrix):
     return math.sqrt(matrix.square().sum().item())
 
 
-def _gamma(k):
+def gamma(k: int) -> float:
+    """The standard bound on the relative error of k roundings."""
     return k * UNIT_ROUNDOFF / (1 - k * UNIT_ROUNDOFF)

@@ -1,0 +1,97 @@
+"""LipSDP: the best l_2 Lipschitz bound that the slopes of the activations prove, as a semidefinite program.
+
+A solver proposes multipliers, `lipbook.sdp.certificate` proves a value from them, and a dual matrix tells how
+far any other multipliers could get.
+
+Chapter: sdp/lipsdp.
+"""
+
+from torch import nn
+
+from lipbook.bound import Ball, Bound
+from lipbook.sdp import interior_point, reference
+from lipbook.sdp.certificate import LipSDPCertificate, dual_value, proved
+from lipbook.sdp.constraints import programs
+from lipbook.sdp.start import feasible_multipliers, lifted
+
+_SOLVERS = ("structured", "clarabel", "scs")
+_ROUGHLY = 0.3  # the gap to which the vector's program is solved, as a start for the pairs
+
+
+def lipsdp(
+    model: nn.Sequential,
+    logits: int | tuple[int, int] | str | None = None,
+    region: Ball | None = None,
+    multipliers: str = "neuron",
+    solver: str = "structured",
+    iterations: int | None = None,
+    input_shape: tuple[int, ...] | None = None,
+) -> Bound | dict[tuple[int, int], Bound]:
+    """An upper bound on the l_2 Lipschitz constant of a model, by semidefinite programming.
+
+    The least sqrt(rho) for which ``rho E_0'E_0 - C'C - sum_j lambda_j (p_j q_j' + q_j p_j') >= 0`` with some
+    lambda >= 0, within a relative 1e-6 or so for "structured" (the certificate's gap tells).
+
+    Args:
+        model: an `nn.Sequential` of linear layers and activations with contracts, nesting allowed.
+        logits: None (the output vector), `i` (one logit), `(i, j)` (logit i minus logit j), or "pairs".
+        region: None (everywhere), or an l_inf `Ball`: the bound holds for pairs of points in it, and slopes
+            are those that occur in it. Distances are measured in l_2 in both cases.
+        multipliers: "neuron" (one for each activation) or "layer" (one for each layer: looser).
+        solver: "structured" (the library's interior-point method), "clarabel" or "scs" (through cvxpy).
+        iterations: stop the solver after so many at the latest; the bound is valid, with a larger gap. None:
+            until it has converged.
+        input_shape: the shape of one sample; None where the first layer that knows its `in_features`, or the
+            region, tells.
+
+    Returns:
+        An upper `Bound` whose `verify(model)` proves the matrix inequality again from the multipliers alone;
+        for "pairs" one for each (i, j) with i < j. `.certificate` has `.multipliers`, `.iterations`,
+        `.dual_value` (a lower bound on the optimum of the program, not on the constant of the model; slopes
+        within 1e-9 of each other are taken apart to 1e-9) and `.gap`, (value - dual_value) / value.
+
+    Raises:
+        UnsupportedLayerError: a layer that is neither linear nor an activation with `slopes`.
+        ValueError, TypeError: logits that the model does not have, another region, solver or sharing of
+            multipliers, iterations that are no count, a shape that is missing or does not fit.
+        ImportError: cvxpy is not installed, and the solver needs it.
+        ArithmeticError: the solver failed, or the weights are too far apart in size for float64.
+
+    Source: Fazlyab, Robey, Hassani, Morari and Pappas, NeurIPS 2019, Theorem 2. Chapter: sdp/lipsdp.
+    """
+    if solver not in _SOLVERS:
+        raise ValueError(f'solver must be "structured", "clarabel" or "scs", got {solver!r}.')
+    _check_iterations(iterations)
+    found = programs(model, logits, region, multipliers, input_shape)
+    rough = None
+    if logits == "pairs" and solver == "structured" and iterations is None:
+        whole = programs(model, None, region, multipliers, input_shape)[None]
+        rough = interior_point.propose(whole, tolerance=_ROUGHLY)
+    bounds = {}
+    for output, constraints in found.items():
+        inner = tuple(2 * part for part in feasible_multipliers(constraints))
+        if solver == "structured":
+            start = inner
+            if rough is not None:
+                start = tuple(2 * part for part in lifted(constraints, rough.square, rough.multipliers))
+            proposal = interior_point.propose(constraints, iterations, start)
+        else:
+            proposal = reference.propose(constraints, solver, iterations)
+        value, proof = proved(constraints, proposal, inner)
+        least = min(dual_value(constraints, proposal.dual), value)
+        certificate = LipSDPCertificate(
+            proof, multipliers, input_shape, least, (value - least) / value, proposal.iterations
+        )
+        bounds[output] = Bound(
+            value, "upper", region=region, output=output, method="lipsdp", certificate=certificate
+        )
+    return bounds if logits == "pairs" else bounds[logits]
+
+
+def _check_iterations(iterations):
+    if iterations is None:
+        return
+    if isinstance(iterations, bool) or not isinstance(iterations, int):
+        raise TypeError(f"iterations must be an int or None, got {iterations!r}.")
+    if iterations < 0:
+        raise ValueError(f"iterations must be at least 0, got {iterations}.")

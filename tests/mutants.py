@@ -467,7 +467,7 @@ MUTANTS = [
     ),
     Mutant(
         "bounds/stages.py",
-        'owner_of(layer, REGISTRIES["affine"], REGISTRIES["slopes"])',
+        'owner_of(layer, *(REGISTRIES[name] for name in ("affine", "slopes", "residual")))',
         'owner_of(layer, REGISTRIES["affine"]) or owner_of(layer, REGISTRIES["slopes"])',
         "tests/bounds/test_stages.py",
     ),

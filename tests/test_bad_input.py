@@ -331,6 +331,13 @@ BAD = {
         (lambda c: c(nn.ReLU(), lower=NAN, upper=INF), "NaN"),
         (lambda c: c(nn.ReLU(), lower=ONE, upper=torch.ones(3, dtype=torch.int64)), "torch.int64"),
     ],
+    "lipbook.contracts.residual": [
+        *layers(lambda c, layer: c(layer), whole=True),
+        (lambda c: c(nn.Linear(3, 3)), "nn.Linear has no residual contract"),
+        (lambda c: c(lipbook.layers.Residual(Unknown())), "Unknown"),
+        (lambda c: c(lipbook.layers.Residual(nn.Dropout())), "nn.Dropout is in train mode"),
+        (lambda c: c.register(int), "int"),
+    ],
     "lipbook.contracts.Sorting": [
         (lambda f: f(2.0), "2.0"),
         (lambda f: f(True), "True"),

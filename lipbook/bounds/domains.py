@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lipbook.bounds.jacobians import row_bounds
-from lipbook.bounds.preactivations import Chain, Trace, Unbounded, sizes_of, traced
+from lipbook.bounds.preactivations import Trace, Unbounded, sizes_of, traced
 from lipbook.bounds.relaxation import Lines, known, least, pulled_back, slope_range, underflow
-from lipbook.bounds.stages import Bend, flat
+from lipbook.bounds.stages import Bend, Chain, flat
 from lipbook.norms.spectral import spectral_norm
 
 SMALLEST = 5e-324

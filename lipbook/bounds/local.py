@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from lipbook.bound import Ball, Bound, CertificateError, UnsupportedLayerError, checked_norm
 from lipbook.bounds.branch import Domain, searched, tree_value
 from lipbook.bounds.domains import Problem
-from lipbook.bounds.preactivations import box, chain_of, checked_ball
+from lipbook.bounds.preactivations import box, checked_ball
 from lipbook.bounds.product import product_bound
+from lipbook.bounds.stages import chain_of
 from lipbook.contracts.certificates import reading
 from lipbook.network import checked_logits, count_logits, pairs_of, read
 
@@ -43,7 +44,7 @@ def local_bound(
     It holds for pairs of points that are both in the ball.
 
     Args:
-        model: an `nn.Sequential` of linear layers and activations with contracts, nesting allowed.
+        model: an `nn.Sequential` of linear layers, activations and residual blocks of these, nesting allowed.
         center: one sample, without a batch dimension.
         radius: of the l_inf ball around it, finite, at least 0.
         norm: 2 or `math.inf`, of the inputs and of the output vector. The ball is one of l_inf in both cases.
@@ -62,7 +63,8 @@ def local_bound(
         where intervals overflow.
 
     Raises:
-        UnsupportedLayerError: a layer that is neither linear nor an activation with `slopes`.
+        UnsupportedLayerError: a layer that is neither linear, nor an activation with `slopes`, nor a
+            `residual` block of such layers.
         ValueError, TypeError: a center of another shape or not finite, a negative or infinite radius, another
             norm or method, logits that the model does not have, a budget for a method that has none.
 

@@ -15,21 +15,13 @@ from torch import Tensor, nn
 
 from lipbook.bound import as_float64
 from lipbook.bounds.relaxation import Lines, extremes, image, known, lines, underflow
-from lipbook.bounds.stages import Bend, Comparison, Linear, flat, is_activation, stages_of
+from lipbook.bounds.stages import Bend, Chain, Comparison, Linear, chain_of, flat
 from lipbook.contracts.rounding import enclose_product
-from lipbook.network import Step, read
+from lipbook.network import read
 
 
 class Unbounded(ArithmeticError):
     """An interval overflowed: nothing is known of what enters an activation."""
-
-
-class Chain(NamedTuple):
-    """A model as stages, and for each activation layer how many stages come before it, and its input
-    shape."""
-
-    stages: list[Linear | Bend | Comparison]
-    activations: list[tuple[int, tuple[int, ...]]]
 
 
 class Trace(NamedTuple):
@@ -48,18 +40,19 @@ def preactivation_bounds(
     """Bounds on what enters each activation of a model while its input stays in an l_inf ball.
 
     Args:
-        model: an `nn.Sequential` of linear layers and activations with contracts, nesting allowed.
+        model: an `nn.Sequential` of linear layers, activations and residual blocks of these, nesting allowed.
         center: one sample, without a batch dimension.
         radius: of the l_inf ball around it, finite, at least 0.
         method: "interval" (interval arithmetic) or "linear" (linear relaxation, carried back to the inputs,
             and never wider than "interval").
 
     Returns:
-        For each activation layer, in order, float64 tensors (lower, upper) of the shape of what enters it,
-        rounded outward.
+        For each activation layer, in order and those inside residual blocks too, float64 tensors (lower,
+        upper) of the shape of what enters it, rounded outward.
 
     Raises:
-        UnsupportedLayerError: a layer that is neither linear nor an activation with `slopes`.
+        UnsupportedLayerError: a layer that is neither linear, nor an activation with `slopes`, nor a
+            `residual` block of such layers.
         ValueError, TypeError: a center of another shape or not finite, a negative or infinite radius, another
             method.
         ArithmeticError: an interval overflowed.
@@ -76,9 +69,9 @@ def preactivation_bounds(
     for before, shape in chain.activations:
         position = len(flat(chain.stages[:before]))
         ends = trace.entering[position]
-        if trace.relaxed and isinstance(chain.stages[before], Comparison):
+        if trace.relaxed and position and not isinstance(chain.stages[before], Bend):
             ends = _relaxed(trace.relaxed[:position], trace.entering[:position], lower, upper, ends)
-        answers.append(tuple(end[0].reshape(shape).clone() for end in ends))
+        answers.append(tuple(end[0, -math.prod(shape) :].reshape(shape).clone() for end in ends))
     return answers
 
 
@@ -103,16 +96,6 @@ def box(center: Tensor, radius: float) -> tuple[Tensor, Tensor]:
         return flat_center, flat_center
     far = torch.full_like(flat_center, math.inf)
     return torch.nextafter(flat_center - radius, -far), torch.nextafter(flat_center + radius, far)
-
-
-def chain_of(steps: tuple[Step, ...]) -> Chain:
-    """The stages of a model whose shapes are known."""
-    stages, activations = [], []
-    for step in steps:
-        if is_activation(step.layer):
-            activations.append((len(stages), step.input_shape))
-        stages += stages_of(step)
-    return Chain(stages, activations)
 
 
 def traced(

@@ -139,10 +139,11 @@ def _where(bend, function, lower, upper, otherwise):
     if bend.where is None:
         found = function(bend.activation, *(end.reshape(-1, *bend.shape) for end in (lower, upper)))
         return tuple(part.flatten(1) for part in found)
-    found = function(bend.activation, lower[:, bend.where], upper[:, bend.where])
+    ends = (end[:, bend.where].reshape(-1, *bend.shape) for end in (lower, upper))
+    found = function(bend.activation, *ends)
     parts = tuple(part.clone() for part in otherwise())
     for part, values in zip(parts, found):
-        part[:, bend.where] = values
+        part[:, bend.where] = values.flatten(1)
     return parts
 
 

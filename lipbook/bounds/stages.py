@@ -2,11 +2,13 @@
 
 What sorts or reflects groups of entries is rewritten with absolute values: max(x, y) and min(x, y) are
 ``(x + y)/2 +- |x - y|/2``, a larger group is sorted by comparing neighbours in as many rounds as it has
-entries, and a reflection is ``z + u (|u'z| - u'z)``. All vectors are flat, and all weights float64.
+entries, and a reflection is ``z + u (|u'z| - u'z)``. A block x + f(x) becomes (x, x), then the stages of f on
+the second half, then the sum of the halves. All vectors are flat, and all weights float64.
 
 Chapter: bounds/local-bounds.
 """
 
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -14,12 +16,12 @@ from torch import Tensor, nn
 
 from lipbook.bound import UnsupportedLayerError
 from lipbook.contracts import stock
-from lipbook.contracts.definitions import REGISTRIES, affine, numel, owner_of, slopes
+from lipbook.contracts.definitions import REGISTRIES, affine, numel, owner_of, residual, slopes
 from lipbook.contracts.guard import guard, name_of
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.spatial import require_writable
 from lipbook.contracts.structures import Reflection, Sorting
-from lipbook.network import Step
+from lipbook.network import Step, read
 
 _ABSOLUTE = nn.LeakyReLU(-1.0)  # |x|, exactly
 
@@ -34,8 +36,8 @@ class Linear(NamedTuple):
 
 
 class Bend(NamedTuple):
-    """An elementwise activation of samples of this shape, or (`where`) of the entries of a flat sample that
-    a mask names. The others pass."""
+    """An activation that acts entry by entry, on samples of this shape, or (`where`) on the entries of a flat
+    sample that a mask names: taken together they have this shape, and the others pass."""
 
     activation: nn.Module
     shape: tuple[int, ...]
@@ -58,17 +60,79 @@ def flat(stages) -> list[Linear | Bend]:
     return [part for stage in stages for part in (stage.parts if isinstance(stage, Comparison) else (stage,))]
 
 
-def stages_of(step: Step) -> list[Linear | Bend | Comparison]:
-    """One primitive of a model, whose shapes are known, as stages.
+class Chain(NamedTuple):
+    """A model as stages, and for each activation layer how many stages come before it, and its input shape.
+
+    What enters the layer are the last entries of what comes out of those stages; the ones before them are what
+    the residual blocks around it keep.
+    """
+
+    stages: list[Linear | Bend | Comparison]
+    activations: list[tuple[int, tuple[int, ...]]]
+
+
+def chain_of(steps: tuple[Step, ...]) -> Chain:
+    """The primitives of a model, whose shapes are known, as stages.
 
     Raises:
-        UnsupportedLayerError: it is neither linear, nor elementwise, nor a sorting or a reflection.
+        UnsupportedLayerError: one is neither linear, nor elementwise, nor a sorting or a reflection, nor a
+            block x + f(x) of such layers.
     """
-    layer, shape = step.layer, step.input_shape
-    if not is_activation(layer):
-        owner = _owner(layer)
-        guard(layer, owner)
-        return [] if owner in (*stock.RESHAPINGS, *stock.DROPOUTS) else [_linear(layer, shape)]
+    stages, activations = [], []
+    for step in steps:
+        part = _chain(step.layer, step.input_shape)
+        activations += [(len(stages) + before, shape) for before, shape in part.activations]
+        stages += part.stages
+    return Chain(stages, activations)
+
+
+def _chain(layer, shape):
+    owner = owner_of(layer, *(REGISTRIES[name] for name in ("affine", "slopes", "residual")))
+    if owner is None:
+        raise UnsupportedLayerError(
+            f"{name_of(layer)} has no affine, slopes or residual contract, and local bounds need one of them: "
+            "write the model as a chain of linear layers and activations, or use product_bound."
+        )
+    guard(layer, owner)
+    if owner in (*stock.RESHAPINGS, *stock.DROPOUTS):
+        return Chain([], [])
+    if owner in REGISTRIES["residual"].registry:
+        return _block(layer, shape)
+    if owner in REGISTRIES["affine"].registry:
+        return Chain([_linear(layer, shape)], [])
+    return Chain(_activation(layer, shape), [(0, shape)])
+
+
+def _block(layer, shape):
+    with suppress(UnsupportedLayerError):  # one linear map, where it is read as one
+        return Chain([_linear(layer, shape)], [])
+    size = numel(shape)
+    require_writable(layer, 2 * size, size)
+    inside = chain_of(read(nn.Sequential(residual(layer)), shape))
+    for stage in flat(inside.stages):
+        if isinstance(stage, Linear):
+            require_writable(layer, *(size + number for number in stage.weight.shape))
+    identity = torch.eye(size, dtype=torch.float64, device="cpu")
+    twice, total = _exact(torch.cat([identity, identity])), _exact(torch.cat([identity, identity], dim=1))
+    stages = [twice, *(_behind(size, stage) for stage in inside.stages), total]
+    return Chain(stages, [(1 + before, entering) for before, entering in inside.activations])
+
+
+def _behind(size, stage):
+    """The stage on what comes behind `size` entries, which pass."""
+    if isinstance(stage, Comparison):
+        parts = tuple(_behind(size, part) for part in stage.parts)
+        return Comparison(size + stage.upper, size + stage.lower, parts)
+    if isinstance(stage, Bend):
+        everywhere = torch.ones(numel(stage.shape), dtype=torch.bool, device="cpu")
+        where = everywhere if stage.where is None else stage.where
+        return stage._replace(where=torch.cat([where.new_zeros(size), where]))
+    zeros = stage.bias.new_zeros(size)
+    weight = torch.block_diag(torch.eye(size, dtype=torch.float64, device="cpu"), stage.weight)
+    return Linear(weight, torch.cat([zeros, stage.bias]), torch.cat([zeros, stage.doubt]))
+
+
+def _activation(layer, shape):
     structure = slopes(layer)
     if isinstance(structure, (Sorting, Reflection)):
         require_writable(layer, numel(shape), numel(shape))
@@ -80,25 +144,6 @@ def stages_of(step: Step) -> list[Linear | Bend | Comparison]:
     if isinstance(structure, Reflection):
         return _reflections(_groups(positions, structure.dim, 2), structure.vectors)
     return [Bend(layer, shape)]
-
-
-def is_activation(layer: nn.Module) -> bool:
-    """Whether the contract that a layer is read by is `slopes`, and not `affine`.
-
-    Raises:
-        UnsupportedLayerError: it has neither.
-    """
-    return _owner(layer) not in REGISTRIES["affine"].registry
-
-
-def _owner(layer):
-    owner = owner_of(layer, REGISTRIES["affine"], REGISTRIES["slopes"])
-    if owner is None:
-        raise UnsupportedLayerError(
-            f"{name_of(layer)} has neither an affine nor a slopes contract, and local bounds need one of "
-            "them: write the model as a chain of linear layers and activations, or use product_bound."
-        )
-    return owner
 
 
 def _linear(layer, shape):
@@ -113,7 +158,7 @@ def _exact(weight):
 
 
 def _absolute(where):
-    return Bend(_ABSOLUTE, (len(where),), where)
+    return Bend(_ABSOLUTE, (int(where.sum()),), where)
 
 
 def _groups(positions, dim, size):

@@ -1,7 +1,7 @@
 """What the library knows of one layer, and how it is attacked.
 
-`lipschitz`, `affine`, `output_shape`, `expand`, `slopes` and `enclose` read a layer; `check` attacks what
-they say.
+`lipschitz`, `affine`, `output_shape`, `expand`, `slopes`, `residual` and `enclose` read a layer; `check`
+attacks what they say.
 """
 
 from lipbook.contracts import activations as _activations  # noqa: F401  (registers)
@@ -11,7 +11,7 @@ from lipbook.contracts import convolution_norms as _convolution_norms  # noqa: F
 from lipbook.contracts import pooling as _pooling  # noqa: F401  (registers)
 from lipbook.contracts import stock as _stock  # noqa: F401  (registers)
 from lipbook.contracts.attacks import check
-from lipbook.contracts.definitions import affine, expand, lipschitz, output_shape, slopes
+from lipbook.contracts.definitions import affine, expand, lipschitz, output_shape, residual, slopes
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.structures import Reflection, Sorting
 
@@ -24,5 +24,6 @@ __all__ = [
     "expand",
     "lipschitz",
     "output_shape",
+    "residual",
     "slopes",
 ]

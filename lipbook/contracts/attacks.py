@@ -22,6 +22,7 @@ from lipbook.contracts.definitions import (
     expand,
     lipschitz,
     output_shape,
+    residual,
     slopes,
 )
 from lipbook.contracts.enclosure_attacks import attack_enclosures
@@ -138,6 +139,7 @@ def _refused(name, layer, shape):
         "output_shape": lambda: output_shape(layer, shape),
         "expand": lambda: expand(layer),
         "slopes": lambda: slopes(layer),
+        "residual": lambda: residual(layer),
         "enclose": lambda: enclose(layer, *[torch.zeros(1, *shape, dtype=torch.float64)] * 2),
     }
     try:
@@ -180,6 +182,7 @@ def _attack(target, earlier=None):
         "output_shape": _attack_output_shape,
         "affine": _attack_affine,
         "expand": _attack_expand,
+        "residual": _attack_residual,
         "lipschitz": lambda target: _attack_lipschitz(target, earlier or {}),
         "slopes": lambda target: {"slopes": attack_slopes(target)},
         "enclose": lambda target: {"enclose": attack_enclosures(target)},
@@ -248,23 +251,40 @@ def _attack_expand(target):
         if expand(primitive) != (primitive,):
             target.fail("expand", f"it gives {name_of(primitive)}, which is not a primitive.")
     x = start_points(target.shape, target.generator)
+    told = x
     with torch.no_grad():
-        told = x
         for primitive in primitives:
             told = primitive(told.clone())
+    return _attack_images(target, "expand", "its primitives give", x, told)
+
+
+def _attack_residual(target):
+    inside = residual(target.twin)
+    x = start_points(target.shape, target.generator)
+    with torch.no_grad():
+        images = inside(x.clone())
+    if images.shape != x.shape:
+        shapes = tuple(x.shape[1:]), tuple(images.shape[1:])
+        target.fail("residual", f"its f turns the shape {shapes[0]} into {shapes[1]}.")
+    return _attack_images(target, "residual", "x + f(x) is", x, x + images)
+
+
+def _attack_images(target, contract, what, x, told):
+    """The images of x that a contract tells, against the forward pass."""
+    with torch.no_grad():
         found = target.forward(x)
     if told.shape != found.shape:
         shapes = tuple(told.shape[1:]), tuple(found.shape[1:])
-        target.fail("expand", f"its primitives give the shape {shapes[0]}, not {shapes[1]}.")
+        target.fail(contract, f"{what} of the shape {shapes[0]}, not {shapes[1]}.")
     gap, size = _gap(told, found)
     if gap > target.tolerance * size:
         worst = lengths(told - found, math.inf).argmax()
         target.fail(
-            "expand",
-            f"at x = {shown(x[worst])} its primitives give {shown(told[worst])}, and the layer gives "
+            contract,
+            f"at x = {shown(x[worst])} {what} {shown(told[worst])}, and the layer gives "
             f"{shown(found[worst])}.",
         )
-    return {"expand": gap / size if size > 0 else 0.0}
+    return {contract: gap / size if size > 0 else 0.0}
 
 
 def _bounds(layer, shape):

@@ -26,6 +26,7 @@ _affine = functools.singledispatch(_unregistered)
 _output_shape = functools.singledispatch(_unregistered)
 _expand = functools.singledispatch(_unregistered)
 _slopes = functools.singledispatch(_unregistered)
+_residual = functools.singledispatch(_unregistered)
 _enclose = functools.singledispatch(_unregistered)
 
 REGISTRIES = {
@@ -34,6 +35,7 @@ REGISTRIES = {
     "output_shape": _output_shape,
     "expand": _expand,
     "slopes": _slopes,
+    "residual": _residual,
     "enclose": _enclose,
 }
 
@@ -177,6 +179,21 @@ def slopes(
     return a, b
 
 
+def residual(block: nn.Module) -> nn.Module:
+    """The layer f, possibly an `nn.Sequential`, of a block that computes x + f(x).
+
+    Raises:
+        UnsupportedLayerError: as `lipschitz`, of the block or of a layer in f.
+
+    Register: `@residual.register(MyBlock)` over a function `(block) -> layer`.
+    """
+    layer = guarded(block, "residual")(block)
+    if not isinstance(layer, nn.Module):
+        refuse_answer(block, "residual", "a layer", layer)
+    expand(layer)  # the guard looks at every layer of it
+    return layer
+
+
 def guarded(layer: nn.Module, contract: str):
     """The function registered for this contract of a layer, once the guard has let the layer through."""
     require_layer(layer)
@@ -237,7 +254,7 @@ def registrar(name: str):
     return register
 
 
-for _name in ("lipschitz", "affine", "output_shape", "expand", "slopes"):
+for _name in ("lipschitz", "affine", "output_shape", "expand", "slopes", "residual"):
     globals()[_name].register = registrar(_name)
 
 

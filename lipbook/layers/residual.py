@@ -28,6 +28,7 @@ from lipbook.contracts.definitions import (
     numel,
     output_shape,
     owner_of,
+    residual,
 )
 from lipbook.contracts.guard import name_of, require_layer
 from lipbook.contracts.rounding import enclose, enclose_product
@@ -78,6 +79,11 @@ def _residual_output_shape(layer, input_shape):
     if shape != input_shape:
         raise _reshapes(layer, input_shape, shape)
     return input_shape
+
+
+@residual.register(Residual)
+def _residual_module(layer):
+    return layer.module
 
 
 @lipschitz.register(Residual)

@@ -10,14 +10,14 @@ from torch import nn
 
 from lipbook import contracts
 from lipbook.bound import UnsupportedLayerError
-from lipbook.bounds.stages import Comparison, Linear, flat, stages_of
-from lipbook.contracts import output_shape
+from lipbook.bounds.stages import Bend, Comparison, Linear, chain_of, flat
+from lipbook.contracts import spatial
 from lipbook.layers import Abs, GroupSort, Householder, MaxMin, Normalize, Residual
-from lipbook.network import Step
+from lipbook.network import Step, read
 
 
 def stages(layer, shape):
-    return stages_of(Step(layer, shape, output_shape(layer, shape)))
+    return chain_of(read(nn.Sequential(layer), shape)).stages
 
 
 def through(found, values):
@@ -28,8 +28,31 @@ def through(found, values):
         elif stage.where is None:
             values = stage.activation(values.reshape(-1, *stage.shape)).flatten(1)
         else:
-            values = torch.where(stage.where, stage.activation(values), values)
+            values = values.clone()
+            acted = stage.activation(values[:, stage.where].reshape(-1, *stage.shape))
+            values[:, stage.where] = acted.flatten(1)
     return values
+
+
+class Thrice(nn.Module):
+    """The first channel three times, the others as they are: an activation that knows channels."""
+
+    def forward(self, inputs):
+        return inputs * self.slopes(inputs)
+
+    def slopes(self, like):
+        channel = torch.arange(like.shape[1]).reshape(1, -1, *[1] * (like.ndim - 2))
+        return torch.where(channel == 0, 3.0, 1.0).double().expand_as(like)
+
+
+def thrice_slopes(layer, lower, upper):
+    if lower is None:
+        return torch.tensor(1.0).double(), torch.tensor(3.0).double()
+    return (layer.slopes(lower),) * 2
+
+
+contracts.slopes.register(Thrice, thrice_slopes)
+contracts.output_shape.register(Thrice, lambda layer, shape: shape)
 
 
 def normalised():
@@ -47,14 +70,40 @@ def convolutions():
     yield "AvgPool2d", nn.AvgPool2d(2, ceil_mode=True), (2, 5, 5)
 
 
+def blocks():
+    narrow = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 4))
+    wide = nn.Sequential(nn.Linear(4, 6), nn.LeakyReLU(-0.5), nn.Linear(6, 4))
+    yield "Residual of Linear", Residual(nn.Linear(4, 4)), (4,)
+    yield "Residual of two Linear", Residual(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 4))), (4,)
+    yield "Residual of a bottleneck", Residual(narrow), (4,)
+    yield "Residual of Residual", Residual(Residual(narrow)), (4,)
+    yield "Residual around Residual", Residual(nn.Sequential(nn.ReLU(), Residual(wide), *narrow)), (4,)
+    yield "Residual of an activation in place", Residual(nn.ReLU(inplace=True)), (2, 3)
+    yield "Residual of MaxMin", Residual(MaxMin()), (6,)
+    yield "Residual of GroupSort", Residual(nn.Sequential(GroupSort(3), nn.Linear(3, 3))), (6, 3)
+    yield "Residual of Householder", Residual(nn.Sequential(nn.Linear(4, 4), turned(4))), (4,)
+    yield "Residual of Conv2d", Residual(nn.Conv2d(2, 2, 3, padding=1)), (2, 3, 3)
+    layers = nn.Conv2d(2, 4, 3, padding=1), MaxMin(), Thrice(), nn.Conv2d(4, 2, 1)
+    yield "Residual of convolutions", Residual(nn.Sequential(*layers)), (2, 3, 3)
+    reshaped = nn.Flatten(), nn.Linear(4, 4), nn.Dropout(), nn.ReLU(), nn.Unflatten(1, (2, 2))
+    yield "Residual of reshapings", Residual(nn.Sequential(*reshaped)).eval(), (2, 2)
+    yield "Residual of nothing", Residual(nn.Sequential()), (4,)
+
+
+def turned(features):
+    layer = Householder(features)
+    layer.theta.data = torch.linspace(-3.0, 7.0, len(layer.theta))
+    return layer
+
+
 LAYERS = [
     ("MaxMin", MaxMin(), (6,)),
     ("MaxMin over channels", MaxMin(), (4, 3, 2)),
     ("MaxMin over columns", MaxMin(dim=3), (3, 2, 4)),
     *((f"GroupSort of {size}", GroupSort(size), (12, 2)) for size in (2, 3, 4, 6)),
     ("GroupSort along rows", GroupSort(3, dim=2), (2, 6, 2)),
-    ("Householder", Householder(6), (6,)),
-    ("Householder over channels", Householder(4), (4, 3)),
+    ("Householder", turned(6), (6,)),
+    ("Householder over channels", turned(4), (4, 3)),
     ("Abs", Abs(), (2, 3)),
     ("ReLU", nn.ReLU(), (5,)),
     ("Normalize", Normalize([0.3, -0.5], [0.2, 3.0]), (2, 2, 2)),
@@ -62,7 +111,7 @@ LAYERS = [
     ("Flatten", nn.Flatten(), (2, 3)),
     ("Unflatten", nn.Unflatten(1, (2, 3)), (6,)),
     ("Dropout", nn.Dropout().eval(), (4,)),
-    ("Residual", Residual(nn.Linear(4, 4)), (4,)),
+    *blocks(),
     ("Linear on rows", nn.Linear(3, 2), (4, 3)),
     *convolutions(),
 ]
@@ -70,8 +119,6 @@ LAYERS = [
 
 @pytest.mark.parametrize(("name", "layer", "shape"), LAYERS, ids=[name for name, *_ in LAYERS])
 def test_the_stages_compute_what_the_layer_computes(name, layer, shape):
-    if isinstance(layer, Householder):
-        layer.theta = nn.Parameter(torch.linspace(-3.0, 7.0, len(layer.theta)))
     values = torch.randn(50, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     values[25:] = values[25:].round()  # ties
     wanted = contracts.enclose(layer, values, torch.zeros_like(values))[0].flatten(1)
@@ -154,16 +201,57 @@ def test_a_subclass_with_slopes_of_its_own_is_not_read_as_its_parent():
 
 def test_a_subclass_that_moves_numbers_otherwise_is_refused():
     with pytest.raises(UnsupportedLayerError, match="Reversal"):
-        stages_of(Step(Reversal(), (4,), (4,)))
+        stages(Reversal(), (4,))
+
+
+class Tilted(Residual):
+    def forward(self, inputs):
+        return 2 * inputs + self.module(inputs)
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    return layer
 
 
 @pytest.mark.parametrize(
     ("layer", "shape", "word"),
     [
-        (nn.MaxPool2d(2), (1, 4, 4), "nn.MaxPool2d has neither an affine nor a slopes contract"),
-        (Residual(nn.Sequential(nn.Linear(3, 3), nn.ReLU())), (3,), "Residual has an affine contract over"),
+        (nn.MaxPool2d(2), (1, 4, 4), "nn.MaxPool2d has no affine, slopes or residual contract"),
+        (Residual(nn.Sequential(nn.Linear(3, 3), nn.MaxPool1d(1))), (1, 3), "nn.MaxPool1d has no affine"),
+        (Residual(nn.BatchNorm1d(3)), (3,), "nn.BatchNorm1d is in train mode"),
+        (Residual(nn.Sequential(nn.Linear(3, 3), nn.Dropout())), (3,), "nn.Dropout is in train mode"),
+        (Residual(hooked(nn.Linear(3, 3))), (3,), "nn.Linear has a forward hook"),
+        (hooked(Residual(nn.ReLU())), (3,), "Residual has a forward hook"),
+        (Tilted(nn.ReLU()), (3,), "Tilted is a subclass of Residual that defines forward"),
     ],
 )
 def test_what_has_no_stages_is_refused_in_a_sentence(layer, shape, word):
     with pytest.raises(UnsupportedLayerError, match=word):
-        stages(layer, shape)
+        chain_of((Step(layer, shape, shape),))  # as if the model had been read before
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "word"),
+    [
+        (nn.ReLU(), 8, "16 x 8 numbers"),
+        (nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 4)), 4, "24 x 8 numbers"),
+    ],
+)
+def test_a_block_is_refused_where_its_matrices_would_be_too_large(module, size, word, monkeypatch):
+    monkeypatch.setattr(spatial, "LARGEST_MATRIX", 100)
+    with pytest.raises(ValueError, match="Residual is here a matrix of " + word):
+        stages(Residual(module), (size,))
+
+
+def test_the_second_half_of_a_block_has_the_entries_biases_and_doubts_of_what_is_in_it():
+    inside, shape = nn.Sequential(normalised(), nn.Tanh(), nn.Conv2d(2, 2, 1)), (2, 3, 3)
+    _, *within, _ = stages(Residual(inside), shape)
+    alone = stages(inside, shape)
+    assert [type(stage) for stage in within] == [type(stage) for stage in alone] == [Linear, Bend, Linear]
+    assert (alone[0].doubt > 0).all()
+    for lifted, stage in zip(within, alone):
+        if isinstance(stage, Linear):
+            assert torch.equal(lifted.weight, torch.block_diag(torch.eye(18).double(), stage.weight))
+            for found, wanted in ((lifted.bias, stage.bias), (lifted.doubt, stage.doubt)):
+                assert torch.equal(found, torch.cat([torch.zeros(18).double(), wanted]))

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -137,6 +138,14 @@ def _by_splitting(prove, x, radius, depth, judge):
     return judge(_by_splitting(prove, x + move, radius / 2, depth - 1, judge) for move in moves)
 
 
+def _leading_minors(M):
+    return all(round(np.linalg.det(M[:k, :k])) >= 0 for k in range(1, len(M) + 1))
+
+
+def _closest_to_zero(A, B, norm):
+    return np.linalg.norm(A - (A * B).sum() / (B * B).sum() * B, norm)
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -254,4 +263,21 @@ WRONG = {
         lambda prove, x, radius, depth: prove(x, radius),
         lambda prove, x, radius, depth: prove(x, radius / 2**depth),
     ],
+    "sdp/primer/1": [1, 1 / 10, 1 / 2],
+    "sdp/primer/2": [
+        _leading_minors,
+        lambda M: round(np.linalg.det(M)) >= 0,
+        lambda M: np.linalg.eigvalsh(M)[0] > 1e-9,
+    ],
+    "sdp/primer/3": [
+        lambda a, c: (2 * a**2 * c**2, c**2, np.array([[1, a], [a, a**2]])),
+        lambda a, c: (a**2 * c**2, c**2 / 2, np.array([[1, a], [a, a**2]])),
+        lambda a, c: (a**2 * c**2, c**2, np.array([[1, -a], [-a, a**2]])),
+    ],
+    "sdp/primer/4": [
+        lambda A, B: np.linalg.norm(A, 2),
+        lambda A, B: _closest_to_zero(A, B, 2),
+        lambda A, B: _closest_to_zero(A, B, "fro"),
+    ],
+    "sdp/primer/5": [(0, 0), (-1, -1), (0, 1)],
 }

@@ -472,6 +472,36 @@ MUTANTS = [
         "tests/bounds/test_stages.py",
     ),
     Mutant(
+        "bounds/stages.py",
+        "torch.cat([zeros, stage.doubt])",
+        "torch.cat([zeros, 0 * stage.doubt])",
+        "tests/bounds/test_stages.py",
+    ),
+    Mutant(
+        "bounds/stages.py",
+        "Comparison(size + stage.upper, size + stage.lower, parts)",
+        "Comparison(stage.upper, stage.lower, parts)",
+        "tests/bounds/test_local_truth.py",
+    ),
+    Mutant(
+        "bounds/preactivations.py",
+        "end[0, -math.prod(shape) :]",
+        "end[0, : math.prod(shape)]",
+        "tests/bounds/test_preactivations.py",
+    ),
+    Mutant(
+        "bounds/relaxation.py",
+        "(end[:, bend.where].reshape(-1, *bend.shape) for end in (lower, upper))",
+        "(end[:, bend.where] for end in (lower, upper))",
+        "tests/bounds/test_local.py",
+    ),
+    Mutant(
+        "contracts/definitions.py",
+        "    expand(layer)  # the guard looks at every layer of it\n",
+        "",
+        "tests/layers/test_residual.py",
+    ),
+    Mutant(
         "bounds/relaxation.py",
         "positive * stage.lower_slope.unsqueeze(-2)",
         "positive * stage.upper_slope.unsqueeze(-2)",

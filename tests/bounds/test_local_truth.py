@@ -18,7 +18,7 @@ from lipbook.bounds import gradient_lower_bound, local_bound, preactivation_boun
 from lipbook.bounds.branch import Domain
 from lipbook.bounds.domains import Half
 from lipbook.data import digits, network
-from lipbook.layers import Abs, GroupSort, Householder, MaxMin, Normalize
+from lipbook.layers import Abs, GroupSort, Householder, MaxMin, Normalize, Residual
 from tests.oracles import exact_constant, exact_forward, largest_norm, regions
 
 ORACLE = 1 - 1e-9  # what the enumeration itself may round
@@ -98,6 +98,64 @@ def test_never_below_the_enumerated_truth_on_more_networks_and_radii(activation,
     model, center = drawn(PIECEWISE[activation], seed, sizes)
     for radius in (0.02, 0.3, 3.0):
         assert_above_the_truth(model, center, radius)
+
+
+def with_blocks(activation, seed):
+    """Two residual blocks, the second with one inside it, and a center."""
+    model, center = drawn(activation, seed, (2, 4, 4, 4, 3))
+    more, _ = drawn(activation, seed + 100, (4, 2, 4, 2, 4))
+    head, *_, last = model.to(more[0].weight.dtype)
+    inside = nn.Sequential(*model[1:4], Residual(more[:3]))
+    return nn.Sequential(head, Residual(more[3:]), Residual(inside), last).eval(), center
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "MaxMin"])
+def test_never_below_the_enumerated_truth_with_residual_blocks(activation):
+    assert_above_the_truth(*with_blocks(PIECEWISE[activation], 0), 0.7, full=False)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("activation", [name for name in PIECEWISE if name != "GroupSort"])
+@pytest.mark.parametrize("seed", range(6))
+def test_never_below_the_truth_with_residual_blocks_on_more_networks_and_radii(activation, seed):
+    model, center = with_blocks(PIECEWISE[activation], seed)
+    for radius in (0.02, 0.3, 3.0):
+        assert_above_the_truth(model, center, radius)
+
+
+@pytest.mark.parametrize("norm", [math.inf, pytest.param(2, marks=pytest.mark.thorough)])
+def test_branch_ends_at_the_enumerated_truth_with_residual_blocks(norm):
+    model, center = with_blocks(PIECEWISE["ReLU"], 3)
+    truth = exact_constant(model, norm, None, center, 0.4)
+    bound = local_bound(model, center, 0.4, norm, method="branch", nodes=3000)
+    assert truth * ORACLE <= bound.value <= truth * (1 + 1e-6)
+    assert bound.verify(model) is bound
+
+
+def test_a_residual_block_is_the_network_that_carries_its_input_through_relu():
+    """x = relu(x) where x > 0: the block is a chain with more neurons, and its bounds are the same."""
+    generator = torch.Generator().manual_seed(0)
+    inner, outer, last = nn.Linear(3, 4), nn.Linear(4, 3), nn.Linear(3, 2)
+    for layer in (inner, outer, last):
+        for parameter in layer.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+    wide, narrow = nn.Linear(3, 7), nn.Linear(7, 3)
+    wide.weight.data = torch.cat([torch.eye(3), inner.weight.data])
+    wide.bias.data = torch.cat([torch.zeros(3), inner.bias.data])
+    narrow.weight.data, narrow.bias.data = (
+        torch.cat([torch.eye(3), outer.weight.data], dim=1),
+        outer.bias.data,
+    )
+    block = nn.Sequential(Residual(nn.Sequential(inner, nn.ReLU(), outer)), nn.ReLU(), last)
+    chain = nn.Sequential(wide, nn.ReLU(), narrow, nn.ReLU(), last)
+    center = torch.tensor([1.0, 2.0, 3.0])
+    for norm, output, method in itertools.product(NORMS, OUTPUTS[:2], METHODS):
+        of = {"logits": output, "method": method, "raw": True, **budget(method)}
+        one, other = (local_bound(model, center, 0.9, norm, **of).value for model in (block, chain))
+        assert one == pytest.approx(other, rel=1e-9)
+    for one, other in zip(*(preactivation_bounds(model, center, 0.9) for model in (block, chain))):
+        for found, wanted in zip(one, other):
+            assert torch.allclose(found, wanted[-len(found) :], rtol=1e-9, atol=1e-9)
 
 
 def on_the_grid(activation, seed, sizes=(2, 4, 4, 3)):

@@ -13,7 +13,7 @@ from lipbook.bound import UnsupportedLayerError
 from lipbook.bounds import preactivation_bounds
 from lipbook.bounds.domains import Half, Problem
 from lipbook.bounds.preactivations import box, chain_of
-from lipbook.layers import Abs, GroupSort, Householder, MaxMin, Normalize
+from lipbook.layers import Abs, GroupSort, Householder, MaxMin, Normalize, Residual
 from lipbook.network import read
 from tests.oracles import exact_forward
 
@@ -42,8 +42,15 @@ def points_of(center, radius, count, seed=0):
 
 
 def prefixes(model):
-    """What comes before each activation."""
-    return [model[:k] for k, layer in enumerate(model) if not isinstance(layer, (nn.Linear, nn.Flatten))]
+    """What comes before each activation, those inside residual blocks too."""
+    found, before = [], []
+    for layer in model:
+        if isinstance(layer, Residual):
+            found += [nn.Sequential(*before, *inner) for inner in prefixes(layer.module)]
+        elif not isinstance(layer, (nn.Linear, nn.Flatten)):
+            found.append(nn.Sequential(*before))
+        before.append(layer)
+    return found
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -125,6 +132,51 @@ def test_linear_is_never_wider_than_interval_and_often_narrower(name):
     assert (narrow[-1][1] - narrow[-1][0]).sum() < 0.9 * (wide[-1][1] - wide[-1][0]).sum()
 
 
+def with_blocks(activation, seed):
+    """Activations before a block, inside it, inside a block in it, and behind both."""
+    inner = Residual(dense((4, 3, 4), activation, seed + 1))
+    layers = *dense((6, 4, 4), activation, seed + 2), activation(), inner, *dense((4, 6), activation, seed)
+    outer, last = Residual(nn.Sequential(*layers)), Residual(nn.Sequential(activation()))
+    return nn.Sequential(*dense((3, 6), activation, seed), activation(), outer, activation(), last).eval()
+
+
+BLOCKS = {"ReLU": nn.ReLU, "Abs": Abs, "LeakyReLU": lambda: nn.LeakyReLU(-1.5)}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("method", ["interval", "linear"])
+@pytest.mark.parametrize("radius", [0.0, 1e-12, 0.1, 3.0, 1e6])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_bounds_hold_inside_residual_blocks(name, radius, method, seed):
+    model = with_blocks(BLOCKS[name], seed)
+    center = torch.randn(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = preactivation_bounds(model, center, radius, method)
+    assert [len(lower) for lower, _ in found] == [6, 4, 4, 3, 6, 6]
+    for x in points_of(center, radius, 4):
+        for prefix, (lower, upper) in zip(prefixes(model), found, strict=True):
+            for value, low, high in zip(
+                exact_forward(prefix, x), lower.tolist(), upper.tolist(), strict=True
+            ):
+                assert low <= value <= high
+
+
+def test_in_a_ball_of_one_point_what_enters_inside_residual_blocks_is_known():
+    model, center = with_blocks(nn.ReLU, 0), torch.linspace(-1, 1, 3, dtype=torch.float64)
+    for method in ("interval", "linear"):
+        for prefix, (lower, upper) in zip(prefixes(model), preactivation_bounds(model, center, 0.0, method)):
+            value = torch.tensor(list(map(float, exact_forward(prefix, center))), dtype=torch.float64)
+            assert torch.allclose(lower, value, rtol=1e-9, atol=1e-9)
+            assert torch.allclose(upper, value, rtol=1e-9, atol=1e-9)
+
+
+def test_what_enters_inside_a_residual_block_has_the_shape_of_the_image():
+    block = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), MaxMin(), nn.Tanh(), nn.Conv2d(4, 1, 1), nn.ReLU())
+    found = preactivation_bounds(
+        nn.Sequential(Residual(block), nn.Flatten(), nn.ReLU()), torch.zeros(1, 3, 3), 1.0
+    )
+    assert [tuple(low.shape) for low, _ in found] == [(4, 3, 3), (4, 3, 3), (1, 3, 3), (9,)]
+
+
 def test_two_neurons_by_hand():
     model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1), nn.ReLU()).double().eval()
     with torch.no_grad():
@@ -155,9 +207,10 @@ def test_one_pair_for_each_activation_shaped_as_what_enters_it():
     assert all(low.dtype == high.dtype == torch.float64 and (low <= high).all() for low, high in found)
 
 
-def test_what_enters_the_first_layer_is_the_ball_rounded_outward():
+@pytest.mark.parametrize("first", [nn.ReLU(), MaxMin(), Householder(4)], ids=str)
+def test_what_enters_the_first_layer_is_the_ball_rounded_outward(first):
     center = torch.tensor([0.1, -1e300, 5e-324, 2.0**53], dtype=torch.float64)
-    ((low, high),) = preactivation_bounds(nn.Sequential(nn.ReLU()), center, 0.3)
+    ((low, high),) = preactivation_bounds(nn.Sequential(first), center, 0.3)
     for number, below, above in zip(map(Fraction, center.tolist()), low.tolist(), high.tolist()):
         assert below <= number - Fraction(0.3) and number + Fraction(0.3) <= above
     assert (high - low)[0] <= 0.6 + 1e-15

@@ -17,6 +17,7 @@ from lipbook.contracts import (
     expand,
     lipschitz,
     output_shape,
+    residual,
     slopes,
 )
 
@@ -489,6 +490,43 @@ def linear_affine(contract):
     affine.register(Planted, contract)
     torch.manual_seed(1)
     return Planted(5, 5)
+
+
+def block(forward, contract):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 5))
+
+        def forward(self, x):
+            return forward(x, self.inner)
+
+    residual.register(Block, contract)
+    torch.manual_seed(1)
+    return Block()
+
+
+@planted("residual: what is added is subtracted")
+def _(wrong):
+    return block(lambda x, f: x - f(x) if wrong else x + f(x), lambda layer: layer.inner)
+
+
+@planted("residual: the input is not added")
+def _(wrong):
+    return block(lambda x, f: f(x) if wrong else x + f(x), lambda layer: layer.inner)
+
+
+@planted("residual: a layer is missing")
+def _(wrong):
+    return block(lambda x, f: x + f(x), lambda layer: layer.inner[::2] if wrong else layer.inner)
+
+
+@planted("residual: one number for all entries")
+def _(wrong):
+    return block(
+        lambda x, f: x + f(x)[:, :1] if wrong else x + f(x),
+        lambda layer: nn.Sequential(layer.inner[0], nn.Linear(3, 1)) if wrong else layer.inner,
+    )
 
 
 @planted("affine: the weight transposed")

@@ -7,7 +7,16 @@ import torch
 from torch import nn
 
 from lipbook import Bound, UnsupportedLayerError
-from lipbook.contracts import Reflection, Sorting, affine, expand, lipschitz, output_shape, slopes
+from lipbook.contracts import (
+    Reflection,
+    Sorting,
+    affine,
+    expand,
+    lipschitz,
+    output_shape,
+    residual,
+    slopes,
+)
 
 ONES = torch.ones(3)
 NOT_SHAPES = [([3], TypeError), (3, TypeError), ("3", TypeError), ((), ValueError), ((0,), ValueError)]
@@ -137,6 +146,8 @@ def test_a_bound_on_one_logit_is_not_a_bound_on_the_layer():
         (output_shape, 2, ((2,),)),
         (expand, None, ()),
         (expand, nn.ReLU(), ()),
+        (residual, torch.relu, ()),
+        (residual, None, ()),
     ],
 )
 def test_an_answer_of_another_kind_is_refused_with_what_was_expected(contract, answer, arguments):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call, jacrev, vmap
 
 from lipbook import Bound, CertificateError, UnsupportedLayerError
-from lipbook.contracts import affine, check, expand, lipschitz, output_shape
+from lipbook.contracts import affine, check, expand, lipschitz, output_shape, residual
 from lipbook.contracts.certificates import one_plus_up
 from lipbook.layers import Abs, MaxMin, Normalize, Residual
 
@@ -78,7 +78,7 @@ def test_the_exact_bounds_survive_the_attacks_and_are_reached(name):
     build, shape = EXACT[name]
     slack = check(seeded(build), shape)
     assert 0 <= slack["lipschitz_2"] < 0.01 and 0 <= slack["lipschitz_inf"] < 0.01
-    assert {"expand", "enclose", "output_shape"} <= set(slack)
+    assert {"expand", "enclose", "output_shape", "residual"} <= set(slack)
 
 
 @pytest.mark.parametrize("name", LOOSE)
@@ -251,6 +251,11 @@ def test_an_affine_residual_is_its_operator():
         assert output_shape(layer, shape) == shape and expand(layer) == (layer,)
 
 
+@pytest.mark.parametrize("module", [nn.Linear(3, 3), perceptron(3), Residual(nn.ReLU())], ids=str)
+def test_what_it_adds_to_its_input_is_its_module(module):
+    assert residual(Residual(module)) is module
+
+
 @pytest.mark.parametrize("module", [nn.Tanh(), nn.Identity(), perceptron(4), nn.Sequential()], ids=str)
 def test_no_other_residual_claims_to_be_affine(module):
     with pytest.raises(UnsupportedLayerError, match="over an nn.Linear only"):
@@ -367,6 +372,7 @@ def hooked(module):
     ids=str,
 )
 def test_what_the_module_does_unseen_is_refused(layer):
-    for read in (lipschitz, lambda layer: lipschitz(layer, 2, (3,)), lambda layer: affine(layer, (3,))):
+    readers = lipschitz, residual, lambda layer: lipschitz(layer, 2, (3,)), lambda layer: affine(layer, (3,))
+    for read in readers:
         with pytest.raises(UnsupportedLayerError):
             read(layer)

@@ -61,7 +61,7 @@ def lipsdp(
     """
     if solver not in _SOLVERS:
         raise ValueError(f'solver must be "structured", "clarabel" or "scs", got {solver!r}.')
-    _check_iterations(iterations)
+    _check_iterations(iterations, least=0 if solver == "structured" else 1)
     found = programs(model, logits, region, multipliers, input_shape)
     rough = None
     if logits == "pairs" and solver == "structured" and iterations is None:
@@ -88,10 +88,10 @@ def lipsdp(
     return bounds if logits == "pairs" else bounds[logits]
 
 
-def _check_iterations(iterations):
+def _check_iterations(iterations, least):
     if iterations is None:
         return
     if isinstance(iterations, bool) or not isinstance(iterations, int):
         raise TypeError(f"iterations must be an int or None, got {iterations!r}.")
-    if iterations < 0:
-        raise ValueError(f"iterations must be at least 0, got {iterations}.")
+    if iterations < least:
+        raise ValueError(f"iterations must be at least {least} with this solver, got {iterations}.")

@@ -146,6 +146,11 @@ def _closest_to_zero(A, B, norm):
     return np.linalg.norm(A - (A * B).sum() / (B * B).sum() * B, norm)
 
 
+def _pooled(V, fresh, low=-1.0, high=1.0, scale=2**0.5):
+    total, difference = (V[0::2] + V[1::2]) / scale, (V[0::2] - V[1::2]) / scale
+    return fresh - low * difference, high * difference - fresh, (total + fresh) / scale
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -280,4 +285,29 @@ WRONG = {
         lambda A, B: _closest_to_zero(A, B, "fro"),
     ],
     "sdp/primer/5": [(0, 0), (-1, -1), (0, 1)],
+    "sdp/beyond-slope-restriction/1": [(10**0.5, 3, 1), (10**0.5, 1, 2), (5**0.5, 1, 1)],
+    "sdp/beyond-slope-restriction/2": [
+        lambda γ, ν, τ: (γ, ν + τ),
+        lambda γ, ν, τ: (γ + ν - τ, -ν - τ),
+        lambda γ, ν, τ: (γ - 2 * τ, -γ - 2 * ν),
+    ],
+    "sdp/beyond-slope-restriction/4": [
+        lambda W1, W2: torch.linalg.matrix_norm(W2 @ W1, 2).item(),
+        lambda W1, W2: math.prod(torch.linalg.matrix_norm(W, 2).item() for W in (W1, W2)),
+        lambda W1, W2: max(
+            torch.linalg.matrix_norm(W2 @ W, 2).item()
+            for W in (W1, W1.unflatten(0, (-1, 2)).flip(1).flatten(0, 1))
+        ),
+    ],
+    "sdp/beyond-slope-restriction/5": [
+        lambda V, fresh: _pooled(V, fresh, low=0.0),
+        lambda V, fresh: _pooled(V, fresh, high=2.0),
+        lambda V, fresh: _pooled(V, fresh, scale=2.0),
+    ],
+    "sdp/beyond-slope-restriction/6": [
+        lambda length: 1.0,
+        lambda length: abs(1 - 2 * length**2),
+        lambda length: max(1.0, abs(1 - 2 * length)),
+    ],
+    "sdp/beyond-slope-restriction/7": [[1.0] * 4, [1.01] * 8, [0.1, 1.0, 1.0, 1.0]],
 }

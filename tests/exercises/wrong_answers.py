@@ -151,6 +151,30 @@ def _pooled(V, fresh, low=-1.0, high=1.0, scale=2**0.5):
     return fresh - low * difference, high * difference - fresh, (total + fresh) / scale
 
 
+def _kept_half(T, V, width):
+    return 1 / (width**2 * torch.linalg.matrix_norm(V @ torch.linalg.solve(T, V.T), 2))
+
+
+def _entries(P, Q, S, Z):
+    PSQ, PZQ = P @ S @ Q.T, P @ Z @ Q.T
+    return (P @ S @ P.T) * (Q @ Z @ Q.T) + (Q @ S @ Q.T) * (P @ Z @ P.T) + PSQ * PZQ.T + PSQ.T * PZQ
+
+
+def _summed(H, groups):
+    members = nn.functional.one_hot(groups).to(H.dtype)
+    return members.T @ H @ members
+
+
+def _least_proved(proved, ratios, factors):
+    values = []
+    for factor in factors:
+        try:
+            values.append(float(proved(factor * ratios)))
+        except torch.linalg.LinAlgError:
+            continue
+    return min(values)
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -310,4 +334,23 @@ WRONG = {
         lambda length: max(1.0, abs(1 - 2 * length)),
     ],
     "sdp/beyond-slope-restriction/7": [[1.0] * 4, [1.01] * 8, [0.1, 1.0, 1.0, 1.0]],
+    "sdp/scaling/1": [(340, 115600), (350, 56208), (340, 38544)],
+    "sdp/scaling/2": [(2, 2), (4, 2), (2, 1)],
+    "sdp/scaling/3": [
+        lambda T, V, a, b: _kept_half(T, V, 1.0),
+        lambda T, V, a, b: _kept_half(T, V, b - a) / 2,
+        lambda T, V, a, b: _kept_half(torch.eye(len(T), dtype=T.dtype), V, b - a),
+    ],
+    "sdp/scaling/4": [
+        lambda P, Q, S, Z, groups: _entries(P, Q, S, Z),
+        lambda P, Q, S, Z, groups: _summed(_entries(P, Q, S, Z).diagonal().diag(), groups),
+        lambda P, Q, S, Z, groups: _summed(2 * (P @ S @ P.T) * (Q @ Z @ Q.T), groups),
+    ],
+    "sdp/scaling/5": [
+        lambda proved, ratios: _least_proved(proved, ratios, [1e-4, 1.0]),
+        lambda proved, ratios: _least_proved(proved, ratios, [10.0**k for k in range(-3, 4)]),
+        lambda proved, ratios: (
+            0.5 * _least_proved(proved, ratios, [10 ** (k / 100) for k in range(-300, 301)])
+        ),
+    ],
 }

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbook.bound import Bound, CertificateError
+from lipbook.bounds.preactivations import Unbounded
 from lipbook.contracts.certificates import reading
 from lipbook.norms.spectral import UNIT_ROUNDOFF, gamma
 from lipbook.sdp.constraints import Constraints, Product, Proposal, constraints_of, matrix
@@ -55,9 +56,7 @@ class LipSDPCertificate:
         """Raise `CertificateError` unless the value is proved for the model `subject`."""
         if bound.kind != "upper" or bound.norm != 2:
             raise CertificateError(f"multipliers prove upper bounds in norm 2, not {bound!r}.")
-        constraints = reading(
-            lambda: constraints_of(subject, bound.output, bound.region, self.sharing, self.input_shape)
-        )
+        constraints = self._read(bound, subject)
         multipliers = self.multipliers
         if not isinstance(multipliers, Tensor) or multipliers.dtype != torch.float64:
             raise CertificateError(
@@ -73,6 +72,14 @@ class LipSDPCertificate:
                 f"{bound.value!r} is not proved: with these multipliers the matrix of the inequality is not "
                 "shown to be positive semidefinite. Compute the bound of this very model."
             )
+
+    def _read(self, bound, subject):
+        try:
+            return reading(
+                lambda: constraints_of(subject, bound.output, bound.region, self.sharing, self.input_shape)
+            )
+        except Unbounded as error:
+            raise CertificateError(f"nothing is proved about this model in the region: {error}") from error
 
 
 def proved(constraints: Constraints, proposal: Proposal, inner: tuple[float, Tensor]) -> tuple[float, Tensor]:

@@ -26,7 +26,7 @@ from lipbook.contracts.definitions import numel, slopes
 from lipbook.network import Step, checked_logits, count_logits, pairs_of, read
 from lipbook.norms.spectral import spectral_norm
 
-_NARROW = 2.0**-10  # a range this small beside its slopes: the lower slope passes linearly
+_NARROW = 2.0**-3  # a range this small beside its slopes: the lower slope passes linearly
 _NARROWEST = 2.0**-30  # ranges are widened to this, beside the steepest slope of the layer
 
 
@@ -61,6 +61,11 @@ class Layer(NamedTuple):
     entering: Form
     free: Tensor
     factors: Tensor
+
+    @property
+    def slopes_from_zero(self) -> bool:
+        """Whether every slope range begins at 0, so that p_j is e_j."""
+        return not self.factors[0].any()
 
 
 class Constraints(NamedTuple):

@@ -4,7 +4,8 @@ Minimise rho subject to ``M = rho G_0 - C'C - sum_j l_j B_j >= 0, l >= 0``, and 
 ``<Z, G_0> = 1, <Z, B_j> >= 0, Z >= 0``. The direction is that of Helmberg, Rendl, Vanderbei and Wolkowicz
 (SIAM Journal on Optimization 6, 1996), with Mehrotra's predictor and corrector. A general solver forms its
 Schur complement <B_j, S B_k Z>, S = M^-1, from one matrix for each constraint. Here
-``B_j = p_j q_j' + q_j p_j'`` and it is, exactly, a sum of four entrywise products of small matrices: ``(P S P') * (Q Z Q') + ...``.
+``B_j = p_j q_j' + q_j p_j'``, and it is, exactly, a sum of four entrywise products of small matrices:
+``(P S P') * (Q Z Q') + ...``.
 
 What comes out is a proposal: `lipbook.sdp.certificate` proves it.
 
@@ -196,7 +197,9 @@ class _System:
         row = 0
         for layer, weights in zip(problem.layers, problem.by_layer(multipliers)):
             rows = slice(row, row + len(weights))
-            moved[layer.start : layer.stop] -= layer.p.T @ (weights[:, None] * QX[rows])
+            p, start = _shortened(layer, "p")
+            pulled = weights[:, None] * QX[rows]
+            moved[start : layer.stop] -= p[:, None] * pulled if p.ndim == 1 else p.T @ pulled
             moved[layer.start : layer.stop] -= layer.q.T @ (weights[:, None] * PX[rows])
             row = rows.stop
         product = self.inverse @ moved
@@ -212,14 +215,29 @@ class _System:
 
 def _rows_times(problem, name, X):
     """P X or Q X."""
-    blocks = [getattr(layer, name) @ X[layer.start : layer.stop] for layer in problem.layers]
+    blocks = []
+    for layer in problem.layers:
+        rows, start = _shortened(layer, name)
+        blocks.append(rows[:, None] * X[start : layer.stop] if rows.ndim == 1 else rows @ X[start : layer.stop])
     return torch.cat(blocks) if blocks else X[:0]
 
 
 def _times_rows(problem, A, name):
     """A P' or A Q'."""
-    blocks = [A[:, layer.start : layer.stop] @ getattr(layer, name).T for layer in problem.layers]
+    blocks = []
+    for layer in problem.layers:
+        rows, start = _shortened(layer, name)
+        part = A[:, start : layer.stop]
+        blocks.append(part * rows if rows.ndim == 1 else part @ rows.T)
     return torch.cat(blocks, dim=1) if blocks else A[:, :0]
+
+
+def _shortened(layer, name):
+    """p or q and its first coordinate. Where slopes begin at 0, p holds new coordinates alone: a diagonal."""
+    rows = getattr(layer, name)
+    if name == "p" and layer.slopes_from_zero:
+        return rows[:, -len(rows) :].diagonal(), layer.stop - len(rows)
+    return rows, layer.start
 
 
 def _against_constraints(problem, X):

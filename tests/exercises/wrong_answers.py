@@ -175,6 +175,25 @@ def _least_proved(proved, ratios, factors):
     return min(values)
 
 
+def _inequality(ρ, λ, W1, W2, a, b, product=1.0):
+    corner = ρ * torch.eye(W1.shape[1]) + product * 2 * a * b * W1.T @ (λ[:, None] * W1)
+    side = -(a + b) * W1.T * λ
+    return torch.cat([torch.cat([corner, side], dim=1), torch.cat([side.T, 2 * λ.diag() - W2.T @ W2], dim=1)])
+
+
+def _least_of(λ, weights, root=True, refuse=True):
+    sizes = [W.shape[1] for W in weights]
+    z = torch.eye(sum(sizes), dtype=torch.float64).split(sizes)
+    e, before = torch.cat(z[1:]), torch.cat([W @ x for W, x in zip(weights, z[:-1])])
+    S = e.T @ (λ[:, None] * (before - e))
+    A = -S - S.T - (weights[-1] @ z[-1]).T @ (weights[-1] @ z[-1])
+    n = sizes[0]
+    if refuse and torch.linalg.eigvalsh(A[n:, n:])[0] <= 0:
+        return math.inf
+    square = torch.linalg.eigvalsh(A[:n, n:] @ torch.linalg.solve(A[n:, n:], A[n:, :n]) - A[:n, :n])[-1]
+    return square.abs().sqrt().item() if root else square.item()
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -353,4 +372,22 @@ WRONG = {
             0.5 * _least_proved(proved, ratios, [10 ** (k / 100) for k in range(-300, 301)])
         ),
     ],
+    "sdp/lipsdp/1": [(2, 1, 1), (1, 1, 1), (2, 2, 2)],
+    "sdp/lipsdp/2": [
+        lambda w, a, b: w**2,
+        lambda w, a, b: w**2 * max(abs(a), abs(b)) ** 2,
+        lambda w, a, b: w**2 / 2,
+    ],
+    "sdp/lipsdp/3": [
+        lambda ρ, λ, W1, W2, a, b: _inequality(ρ, λ, W1, W2, 0.0, b - a),
+        lambda ρ, λ, W1, W2, a, b: _inequality(ρ, λ, W1, W2, a, b, product=0.0),
+        lambda ρ, λ, W1, W2, a, b: _inequality(ρ, λ, W1, W2, a, b, product=-1.0),
+    ],
+    "sdp/lipsdp/5": [
+        lambda λ, weights: math.prod(torch.linalg.matrix_norm(W, 2).item() for W in weights),
+        lambda λ, weights: _least_of(λ, weights, root=False),
+        lambda λ, weights: _least_of(λ, weights, refuse=False),
+    ],
+    "sdp/lipsdp/6": [lambda λ, δ: λ, lambda λ, δ: λ * δ**2, lambda λ, δ: λ / δ],
+    "sdp/lipsdp/8": [lambda c, d: (c, d), lambda c, d: (0.0, 1.0), lambda c, d: (-10.0, -9.0)],
 }

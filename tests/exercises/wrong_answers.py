@@ -389,5 +389,4 @@ WRONG = {
         lambda λ, weights: _least_of(λ, weights, refuse=False),
     ],
     "sdp/lipsdp/6": [lambda λ, δ: λ, lambda λ, δ: λ * δ**2, lambda λ, δ: λ / δ],
-    "sdp/lipsdp/8": [lambda c, d: (c, d), lambda c, d: (0.0, 1.0), lambda c, d: (-10.0, -9.0)],
 }

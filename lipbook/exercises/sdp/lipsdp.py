@@ -123,13 +123,3 @@ def rescaled_units(rescaled):
                 f"with δ from {δ[0]:g} to {δ[-1]:g} they do not prove what λ proved: substitute e = e' / δ."
             )
     return None
-
-
-@exercise("sdp/lipsdp/8")
-def a_broken_coupling(witness):
-    for c, d in ((0.0, -1.0), (2.0, 5.0), (-3.0, 0.5), (1.0, 1.001)):
-        x, y = (float(number) for number in witness(c, d))
-        rises = [max(y + bias, 0.0) - max(x + bias, 0.0) for bias in (c, d)]
-        if rises[0] == rises[1]:
-            return f"from {x:g} to {y:g} both units with biases {c:g} and {d:g} rise by {rises[0]:g}."
-    return None

@@ -57,14 +57,14 @@ def linear(weight, bias=None):
     """A layer with this weight (out, in), float64, and a zero bias where none is given."""
     weight = torch.as_tensor(weight, dtype=torch.float64)
     layer = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
-    layer.weight.data = weight
+    layer.weight.data = weight.detach().clone()
     layer.bias.data = weight.new_zeros(len(weight)) if bias is None else torch.as_tensor(bias).double()
     return layer
 
 
 def between(model, factors):
     """The model with the weight of each linear layer multiplied (its bias left alone), in float64."""
-    layers = [linear(m.weight.detach(), m.bias.detach()) if isinstance(m, nn.Linear) else m for m in model]
+    layers = [linear(m.weight, m.bias.detach()) if isinstance(m, nn.Linear) else m for m in model]
     for layer, factor in zip((m for m in layers if isinstance(m, nn.Linear)), factors, strict=True):
         layer.weight.data *= factor
     return nn.Sequential(*layers).eval()

@@ -171,7 +171,7 @@ def errors_of(constraints: Constraints, scales: Tensor) -> Errors:
         if isinstance(record, Product):
             error = _after_product(record, scales, error)
             continue
-        low, high, base = record.factors
+        low, high, base = record.factors.abs()
         entering = record.entering.rows
         sizes = (entering * scales[: entering.shape[1]]).norm(dim=1)
         p, q, error = (

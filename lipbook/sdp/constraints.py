@@ -51,7 +51,7 @@ class Layer(NamedTuple):
 
     p, q: (constraints, stop - start), on the coordinates from start to stop. The last `constraints` of them
     are new, one for each constraint.
-    factors: (3, n), what each row of `entering`, or its error, was multiplied by in p, q and `leaving`.
+    factors: (3, n), what each row of `entering` was multiplied by in -p, in q and in what leaves, up to sign.
     """
 
     start: int
@@ -276,7 +276,7 @@ class _Walk:
         self.coordinates += len(new)
         names = added if free.all() and not base.any() else None
         factors = torch.zeros(3, len(a), dtype=torch.float64, device="cpu")
-        factors[0, free], factors[1, free] = low[:, 0].abs(), high[:, 0].abs()
+        factors[0, free], factors[1, free] = low[:, 0], high[:, 0]
         factors[2] = torch.where(alive, base.abs(), steepest)
         start = int(v.any(dim=0).nonzero()[0]) if len(v) else self.coordinates
         layer = Layer(start, self.coordinates, p[:, start:], q[:, start:], entering, free, factors)

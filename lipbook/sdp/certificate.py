@@ -204,8 +204,10 @@ def _norm(matrix):
     return matrix.norm().item()
 
 
-def dual_value(constraints: Constraints, dual: Tensor) -> float:
+def dual_value(constraints: Constraints, dual: Tensor | None) -> float:
     """A lower bound on the optimum of the program, in the unit of the constant, from a nearly feasible Z."""
+    if dual is None:
+        return 0.0
     inner = None
     for blend in (0.0, 1e-12, 1e-10, 1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
         if blend and inner is None:

@@ -44,6 +44,8 @@ def propose(
     """
     if start is None:
         start = tuple(2 * part for part in feasible_multipliers(constraints))
+    if not constraints.C.any():
+        return Proposal(*start, None, 0)
     problem, scales = conditioned(constraints, start[0])
     point = _first(problem, *scales.inward(*start))
     taken, limit = 0, ITERATIONS if iterations is None else iterations

@@ -15,7 +15,7 @@ from lipbook.sdp.constraints import programs
 from lipbook.sdp.start import feasible_multipliers, lifted
 
 _SOLVERS = ("structured", "clarabel", "scs")
-_ROUGHLY = 0.3  # the gap to which the vector's program is solved, as a start for the pairs
+_ROUGHLY = 3.0  # the gap to which the vector's program is solved, as a start for the pairs
 
 
 def lipsdp(
@@ -73,7 +73,7 @@ def lipsdp(
         if solver == "structured":
             start = inner
             if rough is not None:
-                start = tuple(2 * part for part in lifted(constraints, rough.square, rough.multipliers))
+                start = tuple(1.3 * part for part in lifted(constraints, rough.square, rough.multipliers))
             proposal = interior_point.propose(constraints, iterations, start)
         else:
             proposal = reference.propose(constraints, solver, iterations)

@@ -225,7 +225,11 @@ def _range(bend: Bend, ends) -> tuple[Tensor, Tensor]:
     if ends is not None:
         a, b = (side[0] for side in slope_range(bend, *ends))
     else:
-        at = torch.ones(bend.shape, dtype=torch.bool).flatten() if bend.where is None else bend.where
+        at = (
+            torch.ones(bend.shape, dtype=torch.bool, device="cpu").flatten()
+            if bend.where is None
+            else bend.where
+        )
         least, most = slopes(bend.activation)
         a, b = torch.where(at, least, 1.0), torch.where(at, most, 1.0)
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):

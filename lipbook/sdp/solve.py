@@ -73,7 +73,10 @@ def lipsdp(
         if solver == "structured":
             start = inner
             if rough is not None:
-                start = tuple(1.3 * part for part in lifted(constraints, rough.square, rough.multipliers))
+                near = lifted(constraints, rough.square, rough.multipliers)
+                start = tuple(
+                    (part + other) / 2 for part, other in zip(near, inner)
+                )  # near the boundary it diverges
             proposal = interior_point.propose(constraints, iterations, start)
         else:
             proposal = reference.propose(constraints, solver, iterations)

@@ -59,8 +59,9 @@ def test_the_schur_complement_is_its_definition(activation, multipliers, steps):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("multipliers", ["neuron", "layer"])
-def test_the_direction_solves_the_linearised_conditions(activation, multipliers):
-    problem, point, system = system_after(program(activation, multipliers=multipliers), 2)
+@pytest.mark.parametrize("sizes", [(3, 8, 4, 2), (2, 4, 4, 4, 4, 4, 4, 2)])
+def test_the_direction_solves_the_linearised_conditions(activation, multipliers, sizes):
+    problem, point, system = system_after(program(activation, sizes, multipliers), 2)
     G0, B = summed_constraints(problem)
     target = 0.3 * point.complementarity()
     step = system.direction(target)

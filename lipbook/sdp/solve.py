@@ -15,6 +15,7 @@ from lipbook.sdp.constraints import programs
 from lipbook.sdp.start import feasible_multipliers, lifted
 
 _SOLVERS = ("structured", "clarabel", "scs")
+_GAIN = 1e-6  # of the squared constant: for less an interior point is not given up
 _ROUGHLY = 3.0  # the gap to which the vector's program is solved, as a start for the pairs
 
 
@@ -80,7 +81,7 @@ def lipsdp(
             proposal = interior_point.propose(constraints, iterations, start)
         else:
             proposal = reference.propose(constraints, solver, iterations)
-        value, proof = proved(constraints, proposal, inner)
+        value, proof = proved(constraints, _rescaled(constraints, proposal), inner)
         least = min(dual_value(constraints, proposal.dual), value)
         certificate = LipSDPCertificate(
             proof, multipliers, input_shape, least, (value - least) / value, proposal.iterations
@@ -89,6 +90,18 @@ def lipsdp(
             value, "upper", region=region, output=output, method="lipsdp", certificate=certificate
         )
     return bounds if logits == "pairs" else bounds[logits]
+
+
+def _rescaled(constraints, proposal):
+    """The proposal, or where that gains something, the point of its ray that lies on the boundary: inside it
+    if the solver was stopped early, outside if it missed the inequality."""
+    try:
+        square, multipliers = lifted(constraints, proposal.square, proposal.multipliers.clamp(min=0))
+    except ArithmeticError:
+        return proposal
+    if (1 - _GAIN) * proposal.square <= square <= proposal.square:
+        return proposal
+    return proposal._replace(square=square, multipliers=multipliers)
 
 
 def _check_iterations(iterations, least):

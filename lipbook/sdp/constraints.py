@@ -28,6 +28,7 @@ from lipbook.norms.spectral import spectral_norm
 
 _NARROW = 2.0**-3  # a range this small beside its slopes: the lower slope passes linearly
 _NARROWEST = 2.0**-30  # ranges are widened to this, beside the steepest slope of the layer
+_FLATTEST = 2.0**-70  # ... or this, where all its slopes are smaller: their squares would vanish
 
 
 class Form(NamedTuple):
@@ -225,18 +226,15 @@ def _range(bend: Bend, ends) -> tuple[Tensor, Tensor]:
     if ends is not None:
         a, b = (side[0] for side in slope_range(bend, *ends))
     else:
-        at = (
-            torch.ones(bend.shape, dtype=torch.bool, device="cpu").flatten()
-            if bend.where is None
-            else bend.where
-        )
+        everywhere = torch.ones(numel(bend.shape), dtype=torch.bool, device="cpu")
+        at = everywhere if bend.where is None else bend.where
         least, most = slopes(bend.activation)
         a, b = torch.where(at, least, 1.0), torch.where(at, most, 1.0)
     if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         raise ValueError(
             f"{type(bend.activation).__name__} has infinite slopes: nothing bounds this network."
         )
-    steepest = torch.maximum(a.abs(), b.abs()).max()
+    steepest = torch.maximum(a.abs(), b.abs()).max().clamp(min=_FLATTEST)
     return a, torch.where(a < b, torch.maximum(b, a + _NARROWEST * steepest), b)
 
 

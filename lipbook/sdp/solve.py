@@ -75,9 +75,7 @@ def lipsdp(
             start = inner
             if rough is not None:
                 near = lifted(constraints, rough.square, rough.multipliers)
-                start = tuple(
-                    (part + other) / 2 for part, other in zip(near, inner)
-                )  # near the boundary it diverges
+                start = tuple((ours + theirs) / 2 for ours, theirs in zip(near, inner))  # well inside
             proposal = interior_point.propose(constraints, iterations, start)
         else:
             proposal = reference.propose(constraints, solver, iterations)

@@ -33,7 +33,10 @@ def feasible_multipliers(constraints: Constraints) -> tuple[float, Tensor]:
     for number, (layer, group) in enumerate(zip(constraints.layers, groups)):
         form, first = _minimised(form, first, _oldest(constraints, number))
         half = _padded((layer.p + layer.q)[:, : -len(layer.p)] / 2, layer.start - first)
-        weights[group] = 1 / (4 * _largest_square(half, form))
+        largest = _largest_square(half, form)
+        if largest == 0:
+            raise overflow()
+        weights[group] = 1 / (4 * largest)
         form = _extended(form, layer, first, weights[group])
     form, first = _minimised(form, first, _oldest(constraints, len(constraints.layers)))
     square = max(_largest_square(constraints.C[:, first:], form), _LEAST)

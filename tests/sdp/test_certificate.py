@@ -348,7 +348,8 @@ def test_extreme_weights_scale_the_bound(activation, scale):
 
 
 @pytest.mark.parametrize(
-    "factors", [(1e100, 1, 1), (1, 1e100, 1), (1e-100, 1, 1), (1e200, 1e-200, 1), (1e300, 1e300, 1)]
+    "factors",
+    [(1e100, 1, 1), (1, 1e100, 1), (1e-100, 1, 1), (1e-170, 1, 1), (1e200, 1e-200, 1), (1e300, 1e300, 1)],
 )
 @pytest.mark.parametrize("bound_of", [lipsdp, eclipse_fast])
 def test_weights_beyond_float64_squared_are_an_arithmetic_error_or_proved(factors, bound_of):

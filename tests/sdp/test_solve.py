@@ -258,6 +258,17 @@ def test_a_constant_network_has_a_bound_near_0():
     assert 0 <= lipsdp(dead).verify(dead).value < 1e-25
 
 
+@pytest.mark.parametrize("shift", [-20.0, -37.0, -1e3])
+@pytest.mark.parametrize("activation", [nn.GELU, nn.Sigmoid, nn.Softplus, nn.Tanh])
+def test_a_layer_whose_slopes_almost_vanish_has_a_bound_near_0(activation, shift):
+    model = nn.Sequential(linear(torch.eye(3), [shift] * 3), activation(), linear(torch.ones(2, 3)))
+    center, slopes = torch.zeros(3), torch.tensor([shift - 0.01, shift + 0.01]).double().requires_grad_()
+    activation()(slopes).sum().backward()
+    bound = lipsdp(model, region=Ball(center, 0.01)).verify(model)
+    steepest = math.sqrt(6) * slopes.grad.abs().max().item()
+    assert steepest * (1 - 1e-6) <= bound.value <= steepest * (1 + NEAR) + 1e-16  # 1 - tanh^2 cancels
+
+
 def test_max_pooling_is_refused_with_what_can_be_done():
     model = nn.Sequential(nn.MaxPool1d(2), nn.Flatten(), nn.Linear(2, 2))
     with pytest.raises(UnsupportedLayerError, match="MaxPool1d"):

@@ -1,5 +1,7 @@
 """Checks of the exercises of sdp/primer."""
 
+from itertools import combinations
+
 import numpy as np
 
 from lipbook.exercises.registry import exercise
@@ -13,11 +15,18 @@ def largest_opposition(t):
 
 
 def _semidefinite_and_not():
-    """Integer matrices: R'R, and R'R - ww', which v with Rv = 0 and w.v not 0 proves indefinite."""
+    """Integer matrices: one for each minor that alone is negative, R'R, and R'R - ww'.
+
+    (k - 1) I - 11' of size k, on the rows and columns `subset`, has one negative principal minor.
+    R'R - ww' is not positive semidefinite where Rv = 0 and w.v is not 0.
+    """
     rng = np.random.default_rng(0)
-    yield np.array([[0, 0], [0, -1]]), False
     yield np.zeros((3, 3), dtype=int), True
     for n in (2, 3, 4):
+        for subset in (s for k in range(1, n + 1) for s in combinations(range(n), k)):
+            matrix = np.zeros((n, n), dtype=int)
+            matrix[np.ix_(subset, subset)] = (len(subset) - 1) * np.eye(len(subset), dtype=int) - 1
+            yield matrix, False
         for _ in range(20):
             R = rng.integers(-2, 3, size=(n, n))
             R[:, 0] = R[:, 1:] @ rng.integers(-1, 2, size=n - 1)  # so that R is singular
@@ -44,6 +53,8 @@ def both_sides(both):
     for a, c in ((2.0, 1.0), (3.0, 2.0), (-1.5, 0.5), (0.7, -4.0)):
         rho, multiplier, dual = both(a, c)
         rho, multiplier, dual = float(rho), float(multiplier), np.asarray(dual, dtype=float)
+        if not np.isfinite([rho, multiplier]).all():
+            return f"rho and lambda are finite numbers, not {rho} and {multiplier}."
         if dual.shape != (2, 2) or not np.allclose(dual, dual.T):
             return f"the dual matrix is symmetric, 2 x 2, not of shape {dual.shape}."
         primal = np.array([[rho, -a * multiplier], [-a * multiplier, 2 * multiplier - c**2]])
@@ -74,7 +85,7 @@ def smallest_norm(function):
             else:
                 low = left
         truth, value = np.linalg.norm(A + low * B, 2), float(function(A, B))
-        if abs(value - truth) > 1e-4 * truth:
+        if not abs(value - truth) <= 1e-4 * truth:
             return f"{value:.4f} for matrices of shape {shape}: a search finds {truth:.4f}."
     return None
 
@@ -82,8 +93,8 @@ def smallest_norm(function):
 @exercise("sdp/primer/5")
 def gap(pair):
     primal, dual = (float(value) for value in pair)
-    if abs(primal) > 1e-9:
+    if not abs(primal) <= 1e-9:
         return "the primal: what does a zero on the diagonal do to its row?"
-    if abs(dual + 1) > 1e-9:
+    if not abs(dual + 1) <= 1e-9:
         return "the dual: Z_22 = 0 forces Z_12 = 0, so what is left of 2 Z_12 + Z_33 = 1?"
     return None

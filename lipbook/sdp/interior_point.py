@@ -200,10 +200,12 @@ class _System:
         row = 0
         for layer, weights in zip(problem.layers, problem.by_layer(multipliers)):
             rows = slice(row, row + len(weights))
-            p, start = _shortened(layer, "p")
-            pulled = weights[:, None] * QX[rows]
-            moved[start : layer.stop] -= p[:, None] * pulled if p.ndim == 1 else p.T @ pulled
-            moved[layer.start : layer.stop] -= layer.q.T @ (weights[:, None] * PX[rows])
+            for name, image in (("p", QX), ("q", PX)):
+                old, new, first = _parts(layer, name)
+                pulled = weights[:, None] * image[rows]
+                moved[first : layer.stop] -= new[:, None] * pulled
+                if old is not None:
+                    moved[layer.start : first] -= old.T @ pulled
             row = rows.stop
         product = self.inverse @ moved
         return (product + product.T) / 2
@@ -220,10 +222,9 @@ def _rows_times(problem, name, X):
     """P X or Q X."""
     blocks = []
     for layer in problem.layers:
-        rows, start = _shortened(layer, name)
-        blocks.append(
-            rows[:, None] * X[start : layer.stop] if rows.ndim == 1 else rows @ X[start : layer.stop]
-        )
+        old, new, first = _parts(layer, name)
+        block = new[:, None] * X[first : layer.stop]
+        blocks.append(block if old is None else torch.addmm(block, old, X[layer.start : first]))
     return torch.cat(blocks) if blocks else X[:0]
 
 
@@ -231,18 +232,18 @@ def _times_rows(problem, A, name):
     """A P' or A Q'."""
     blocks = []
     for layer in problem.layers:
-        rows, start = _shortened(layer, name)
-        part = A[:, start : layer.stop]
-        blocks.append(part * rows if rows.ndim == 1 else part @ rows.T)
+        old, new, first = _parts(layer, name)
+        block = A[:, first : layer.stop] * new
+        blocks.append(block if old is None else torch.addmm(block, A[:, layer.start : first], old.T))
     return torch.cat(blocks, dim=1) if blocks else A[:, :0]
 
 
-def _shortened(layer, name):
-    """p or q and its first coordinate. Where slopes begin at 0, p holds new coordinates alone: a diagonal."""
+def _parts(layer, name):
+    """p or q on the old coordinates (None: it is 0), its diagonal on the new ones, and the first of these."""
     rows = getattr(layer, name)
-    if name == "p" and layer.slopes_from_zero:
-        return rows[:, -len(rows) :].diagonal(), layer.stop - len(rows)
-    return rows, layer.start
+    first = layer.stop - len(rows)
+    old = None if name == "p" and layer.slopes_from_zero else rows[:, : -len(rows)]
+    return old, rows[:, -len(rows) :].diagonal(), first
 
 
 def _against_constraints(problem, X):

@@ -40,8 +40,8 @@ def lipsdp(
             are those that occur in it. Distances are measured in l_2 in both cases.
         multipliers: "neuron" (one for each activation) or "layer" (one for each layer: looser).
         solver: "structured" (the library's interior-point method), "clarabel" or "scs" (through cvxpy).
-        iterations: stop the solver after so many at the latest; the bound is valid, with a larger gap. None:
-            until it has converged.
+        iterations: stop the solver after so many at the latest; the bound is valid, with a larger gap (SCS
+            may have nothing to show yet, and fails). None: until it has converged.
         input_shape: the shape of one sample; None where the first layer that knows its `in_features`, or the
             region, tells.
 

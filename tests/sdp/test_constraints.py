@@ -82,6 +82,18 @@ def test_a_saturated_tanh_keeps_the_whole_of_its_narrow_range(shift):
     assert_true_increments_satisfy(constraints, model, center, radius)
 
 
+@pytest.mark.parametrize("radius", [1e-15, 1e-12, 1e-10])
+def test_a_range_that_is_almost_one_slope_is_widened_a_little(radius):
+    """Neither merged to one slope, which would be wrong, nor kept so narrow that its form is rounding."""
+    model = nn.Sequential(linear(torch.eye(2), [0.5, 1.0]), nn.Tanh(), linear([[1.0, 1.0]]))
+    constraints = constraints_of(model, region=Ball(torch.zeros(2), radius))
+    slope = (1 / torch.cosh(torch.tensor([0.5, 1.0]).double()) ** 2).max()
+    low, width, least = constraints.layers[0].factors
+    assert constraints.size == 4 and (low == 0).all()
+    assert (width >= 0.9e-9 * slope).all() and (width <= 2e-9 * slope).all()
+    assert torch.allclose(least, 1 / torch.cosh(torch.tensor([0.5, 1.0]).double()) ** 2, rtol=1e-8)
+
+
 def test_a_neuron_that_nothing_enters_has_no_coordinate():
     model, center = drawn(PIECEWISE["ReLU"], 1, (2, 6, 3))
     model[0].weight.data[2] = 0

@@ -53,9 +53,8 @@ def test_there_is_one_multiplier_for_each_activation_in_order():
     assert torch.allclose(two[8:], one[8:], rtol=0.05, atol=0.01 * one.max().item())
 
 
-@pytest.mark.parametrize("activation", ["ReLU", "MaxMin", "GroupSort"])
-@pytest.mark.parametrize("multipliers", ["neuron", "layer"])
-@pytest.mark.parametrize("radius", [None, 0.5])
+@pytest.mark.parametrize("activation", ["ReLU", "GroupSort"])
+@pytest.mark.parametrize(("radius", "multipliers"), [(None, "neuron"), (None, "layer"), (0.5, "neuron")])
 def test_pairs_agree_with_single_calls(activation, multipliers, radius):
     model, center = drawn(PIECEWISE[activation], 1, (3, 8, 4, 4))
     region = None if radius is None else Ball(center, radius)
@@ -144,18 +143,16 @@ def test_the_model_the_random_state_and_the_threads_are_left_alone(bound_of):
 
 
 def test_the_same_call_gives_the_same_bound():
-    model = small("GroupSort")
+    model = small("MaxMin")
     one, two = lipsdp(model), lipsdp(model)
     assert one.value == two.value and one.certificate.multipliers.equal(two.certificate.multipliers)
     assert one.certificate.dual_value == two.certificate.dual_value
-    assert {k: b.value for k, b in lipsdp(model, "pairs").items()} == {
-        k: b.value for k, b in lipsdp(model, "pairs").items()
-    }
+    pairs = [{k: b.value for k, b in lipsdp(model, "pairs").items()} for _ in range(2)]
+    assert pairs[0] == pairs[1]
 
 
-@pytest.mark.parametrize("device", ["meta", None])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-@pytest.mark.parametrize("activation", ["ReLU", "MaxMin", "GroupSort", "Householder"])
+@pytest.mark.parametrize(("device", "dtype"), [("meta", torch.float16), (None, torch.float64)])
+@pytest.mark.parametrize("activation", ["ReLU", "GroupSort", "Householder"])
 def test_the_default_device_and_dtype_of_torch_do_not_matter(device, dtype, activation):
     model, center = drawn(PIECEWISE[activation], 1, (5, 4, 8, 2))
     region = Ball(center, 0.4)
@@ -259,7 +256,7 @@ def test_a_constant_network_has_a_bound_near_0():
 
 
 @pytest.mark.parametrize("shift", [-20.0, -37.0, -1e3])
-@pytest.mark.parametrize("activation", [nn.GELU, nn.Sigmoid, nn.Softplus, nn.Tanh])
+@pytest.mark.parametrize("activation", [nn.GELU, nn.Tanh])
 def test_a_layer_whose_slopes_almost_vanish_has_a_bound_near_0(activation, shift):
     model = nn.Sequential(linear(torch.eye(3), [shift] * 3), activation(), linear(torch.ones(2, 3)))
     center, slopes = torch.zeros(3), torch.tensor([shift - 0.01, shift + 0.01]).double().requires_grad_()

@@ -60,7 +60,7 @@ def test_never_below_the_enumerated_truth_on_more_networks(activation, seed):
 
 @pytest.mark.parametrize("activation", PIECEWISE)
 @pytest.mark.parametrize(
-    "seeds", [range(100, 115), pytest.param(range(115, 300), marks=pytest.mark.thorough)]
+    "seeds", [range(100, 112), pytest.param(range(112, 300), marks=pytest.mark.thorough)]
 )
 def test_no_multipliers_prove_less_than_the_truth(activation, seeds):
     """The closed form, and a solver stopped where its multipliers are far from those of the optimum."""
@@ -111,7 +111,7 @@ def test_never_below_slopes_of_smooth_networks(activation, seed):
     model, center = drawn(lambda width: SMOOTH[activation](), seed, [(1, 6, 6, 2), (2, 5, 2)][seed % 2], 1.5)
     for radius, output in ((20.0, None), (0.5, (0, 1)), (0.01, None)):
         region = None if radius == 20 else Ball(center, radius)
-        steepest = slopes_around(model, center, radius, output, 4000)
+        steepest = slopes_around(model, center, radius, output, 1500)
         bound = lipsdp(model, output, region).verify(model)
         assert bound.value >= steepest * (1 - 1e-12)
         if radius == 0.01:

@@ -29,6 +29,8 @@ COLORS = {
     "interval": "#E1005A",
     "linear": "#2D783C",
     "branch": "#0F1E78",
+    "lipsdp": "#0F14F0",
+    "eclipse-fast": "#0374E4",
 }
 _OTHER = "#555555"
 _STYLE = {

@@ -11,6 +11,7 @@ a lower bound on what any multipliers can prove. It is no lower bound on the net
 Chapter: sdp/lipsdp.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ from lipbook.sdp.constraints import Constraints, Product, Proposal, constraints_
 from lipbook.sdp.start import feasible_dual, overflow
 
 _READ = 2.0**-49  # a weight may differ so much from the stored number, relatively
-_UNDERFLOW = 2.0**-700  # more than all that underflows, in units of a scaled increment
+_UNDERFLOW = 2.0**-500  # more than all that underflows, squares included, in units of a scaled increment
 _SCALES = 2.0**200  # coordinates are scaled by at most this
 _INFLATED = 1 + 1e-6  # norms of errors are computed with errors of their own
 
@@ -58,9 +59,9 @@ class LipSDPCertificate:
             raise CertificateError(f"multipliers prove upper bounds in norm 2, not {bound!r}.")
         constraints = self._read(bound, subject)
         multipliers = self.multipliers
-        if not isinstance(multipliers, Tensor) or multipliers.dtype != torch.float64:
+        if not _is_read(multipliers):
             raise CertificateError(
-                "this certificate proves nothing: its multipliers must be a float64 tensor."
+                "this certificate proves nothing: its multipliers must be a float64 tensor on the CPU."
             )
         if multipliers.shape != (constraints.multipliers,):
             raise CertificateError(
@@ -82,17 +83,28 @@ class LipSDPCertificate:
             raise CertificateError(f"nothing is proved about this model in the region: {error}") from error
 
 
+def _is_read(multipliers):
+    if not isinstance(multipliers, Tensor) or multipliers.dtype != torch.float64:
+        return False
+    return multipliers.device.type == "cpu" and multipliers.layout == torch.strided
+
+
 def proved(constraints: Constraints, proposal: Proposal, inner: tuple[float, Tensor]) -> tuple[float, Tensor]:
     """(value, multipliers) that `proves` accepts, as close to the proposal as rounding allows.
 
-    A solver ends on the boundary, where nothing can be proved: its point moves towards one inside.
+    A solver ends on the boundary, where nothing can be proved: its point moves towards one inside. Where the
+    outputs are no larger than their rounding errors, only multiples of the inner point are proved.
 
     Raises:
-        ArithmeticError: not even the inner point is proved.
+        ArithmeticError: not even those are proved.
     """
-    square, multipliers = proposal.square, proposal.multipliers.clamp(min=0)
-    for blend in (0.0, *(10.0 ** (k / 2) for k in range(-28, 0)), 1.0):
-        mixed = [(1 - blend) * ours + blend * theirs for ours, theirs in zip((square, multipliers), inner)]
+    outer = proposal.square, proposal.multipliers.clamp(min=0)
+    if not (0 <= outer[0] <= inner[0] and torch.isfinite(outer[1]).all()):
+        outer = inner
+    blends = (0.0, *(10.0 ** (k / 2) for k in range(-28, 0)), 1.0)
+    points = ([(1 - blend) * ours + blend * theirs for ours, theirs in zip(outer, inner)] for blend in blends)
+    multiples = ([16.0**k * part for part in inner] for k in range(1, 61))
+    for mixed in itertools.chain(points, multiples):
         value = math.nextafter(math.sqrt(mixed[0]) * (1 + 4 * UNIT_ROUNDOFF), math.inf)
         if proves(constraints, value, mixed[1], caution=2.0):  # another machine sums in another order
             return value, mixed[1]
@@ -175,7 +187,8 @@ def errors_of(constraints: Constraints, scales: Tensor) -> Errors:
         entering = record.entering.rows
         sizes = (entering * scales[: entering.shape[1]]).norm(dim=1)
         p, q, error = (
-            _INFLATED * (factor.max().item() * error + UNIT_ROUNDOFF * _rounded(factor, sizes)) + _UNDERFLOW
+            _INFLATED * (factor.max().item() * (error + _UNDERFLOW) + UNIT_ROUNDOFF * _rounded(factor, sizes))
+            + _UNDERFLOW
             for factor in (low, high, base)
         )
         if len(record.p):
@@ -232,7 +245,7 @@ def _proved_dual(constraints, Z):
         return None
     errors = errors_of(constraints, stretch)
     norm = math.sqrt(scaled.abs().sum(dim=1).max().item())  # of the square root of the scaled Z
-    rounding = gamma(2 * size + 8)
+    rounding = gamma(3 * size + len(constraints.C) + 8)
     held = scaled.new_zeros(constraints.multipliers)
     row = 0
     for layer, p_error, q_error in zip(constraints.layers, errors.p, errors.q):
@@ -248,8 +261,8 @@ def _proved_dual(constraints, Z):
     if not (held >= 0).all():
         return None
     C = constraints.C * stretch
-    value = ((C @ scaled) * C).sum().item()
-    lost = rounding * ((C.abs() @ scaled.abs()) * C.abs()).sum().item()
+    value = ((C @ scaled) * C).sum(dim=1).sum().item()
+    lost = rounding * ((C.abs() @ scaled.abs()) * C.abs()).sum(dim=1).sum().item()
     lost += _INFLATED * (2 * errors.C * (C @ scaled).norm().item() + errors.C**2 * norm**2)
     whole = Z.diagonal()[: constraints.inputs].sum().item() * (1 + gamma(size + 8))
     return math.sqrt(max(0.0, (value - lost) / whole)) * (1 - 8 * UNIT_ROUNDOFF)

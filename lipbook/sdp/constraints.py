@@ -23,6 +23,7 @@ from lipbook.bounds.preactivations import box, chain_of, traced
 from lipbook.bounds.relaxation import slope_range
 from lipbook.bounds.stages import Bend, Linear, flat
 from lipbook.contracts.definitions import numel, slopes
+from lipbook.contracts.spatial import LARGEST_MATRIX
 from lipbook.network import Step, checked_logits, count_logits, pairs_of, read
 from lipbook.norms.spectral import spectral_norm
 
@@ -160,7 +161,8 @@ def programs(model, logits, region, multipliers, input_shape) -> dict:
             '(the "network" mode of LipSDP) give values below the truth: the chapter sdp/lipsdp shows it.'
         )
     steps = _steps(model, region, input_shape)
-    inputs = numel(steps[0].input_shape) if steps else region.center.numel()
+    shape = input_shape if region is None else tuple(region.center.shape)
+    inputs = numel(steps[0].input_shape if steps else shape)
     count = count_logits(steps, None) if steps else inputs
     checked_logits(logits, count)
     chain = chain_of(steps)
@@ -242,7 +244,7 @@ class _Walk:
     """The forms of the coordinates so far, layer by layer."""
 
     def __init__(self, inputs: int):
-        self.inputs = self.coordinates = inputs
+        self.inputs = self.coordinates = _writable(inputs)
         self.form = Form(
             torch.eye(inputs, dtype=torch.float64, device="cpu"), torch.arange(inputs, device="cpu")
         )
@@ -269,6 +271,7 @@ class _Walk:
         a, b = torch.where(alive, a, 0.0), torch.where(alive, b, 0.0)
         base = torch.where(free & (b - a > _NARROW * steepest), 0.0, a)
         low, high = (a - base)[free, None], _up(b - base, base)[free, None]
+        _writable(self.coordinates + len(low))
         new = torch.eye(len(low), dtype=torch.float64, device="cpu")
         v = entering.rows[free]
         p, q = torch.cat([-low * v, new], dim=1), torch.cat([high * v, -new], dim=1)
@@ -297,6 +300,17 @@ class _Walk:
         C = self.form.rows
         C = torch.cat([C, C.new_zeros(len(C), self.coordinates - C.shape[1])], dim=1)
         return Constraints(self.inputs, C, groups, tuple(self.layers), tuple(self.history), self.funnel)
+
+
+def _writable(coordinates):
+    """The number of coordinates, where their matrix is small enough to be written out."""
+    if coordinates**2 > LARGEST_MATRIX:
+        raise ValueError(
+            f"this program has {coordinates} coordinates or more, one for each input and for each activation "
+            "whose slope is not fixed, and matrices of at most 2^27 numbers are written out: use "
+            "product_bound, a smaller model, or a smaller input_shape."
+        )
+    return coordinates
 
 
 def _up(width, base):

@@ -1,9 +1,10 @@
 """Multipliers and a dual matrix that are strictly feasible by construction, in one walk over the layers.
 
 Multipliers: let T > 0 be a quadratic form of the coordinates so far. A layer with the forms v_j, slopes of
-half-width r_j and one multiplier l leaves, once its new coordinates are minimised out,
-``T - 2 l sum_j (r_j v_j)(r_j v_j)'``. With ``l = 1/(4 |R T^-1 R'|)``, R of rows r_j v_j, at least half of T
-is left. For slopes in [0, 1] these are the multipliers of ECLipsE-Fast (Xu and Sivaranjani, NeurIPS 2024).
+half-width r_j and multipliers l_j leaves, once its new coordinates are minimised out,
+``T - 2 sum_j l_j (r_j v_j)(r_j v_j)'``. With ``l_j = 1/(4 r_j^2 |V T^-1 V'|)``, V of rows v_j, at least half
+of T is left (where a layer shares one multiplier: r_j v_j for v_j, and 1 for r_j). For slopes in [0, 1] these
+are the multipliers of ECLipsE-Fast (Xu and Sivaranjani, NeurIPS 2024).
 
 Dual matrix: the covariance of a random increment. Dx has covariance I / inputs, and each activation adds to
 the middle slope of its range times v_j an independent noise of variance r_j^2 Var(v_j) / 2.
@@ -22,7 +23,7 @@ _LEAST = 2.0**-200  # a squared constant for a network that is constant
 def feasible_multipliers(constraints: Constraints) -> tuple[float, Tensor]:
     """(square, multipliers) with M >= 0 up to rounding; twice both are strictly feasible.
 
-    The multipliers of one layer are equal.
+    The multipliers of one layer are equal where all its slopes have ranges of one width.
 
     Raises:
         ArithmeticError: numbers overflow.
@@ -30,13 +31,16 @@ def feasible_multipliers(constraints: Constraints) -> tuple[float, Tensor]:
     form, first = torch.eye(constraints.inputs, dtype=torch.float64, device="cpu"), 0
     weights = torch.zeros(constraints.multipliers, dtype=torch.float64, device="cpu")
     groups = constraints.groups.split([len(layer.p) for layer in constraints.layers])
+    shared = constraints.multipliers < len(constraints.groups)
     for number, (layer, group) in enumerate(zip(constraints.layers, groups)):
         form, first = _minimised(form, first, _oldest(constraints, number))
         half = _padded((layer.p + layer.q)[:, : -len(layer.p)] / 2, layer.start - first)
-        largest = _largest_square(half, form)
+        low, high = layer.factors[:2, layer.free]
+        width = torch.ones_like(low) if shared else (high - low) / 2
+        largest = _largest_square(half / width[:, None], form)
         if largest == 0:
             raise overflow()
-        weights[group] = 1 / (4 * largest)
+        weights[group] = 1 / (4 * largest * width**2)
         form = _extended(form, layer, first, weights[group])
     form, first = _minimised(form, first, _oldest(constraints, len(constraints.layers)))
     square = max(_largest_square(constraints.C[:, first:], form), _LEAST)

@@ -107,12 +107,15 @@ def _step(problem: Constraints, point: _Point) -> _Point | None:
         return None
     mu = point.complementarity()
     affine = system.direction(0.0)
-    lengths = _lengths(point, affine)
-    moved = _moved(point, affine, *lengths)
+    if not torch.isfinite(affine.dual).all():
+        return None
+    moved = _moved(point, affine, *(min(1.0, length) for length in _lengths(point, affine)))
     ahead = (moved.dual * moved.matrix).sum() + moved.slacks @ moved.multipliers
     ahead = ahead.item() / (len(moved.matrix) + len(moved.slacks))
     centering = min(max(ahead / mu, 1e-6), 1.0) ** 3 if ahead > 0 else 1e-3
     direction = system.direction(max(centering, 1e-4) * mu, affine)
+    if not torch.isfinite(direction.dual).all():
+        return None
     primal, dual = (min(1.0, _INSIDE * length) for length in _lengths(point, direction))
     while True:
         after = _moved(point, direction, primal, dual)
@@ -123,7 +126,7 @@ def _step(problem: Constraints, point: _Point) -> _Point | None:
         if positive and not refused and not dual_refused and torch.isfinite(M).all():
             return after._replace(matrix=M, factor=factor, dual_factor=dual_factor)
         primal, dual = (0.8 * primal, 0.8 * dual)
-        if max(primal, dual) < _SHORTEST or not torch.isfinite(direction.dual).all():
+        if max(primal, dual) < _SHORTEST:
             return None
 
 

@@ -37,6 +37,7 @@ def record(script: Path, out: Path, afresh: bool = False) -> dict:
     """Run what is missing from `out` (or everything), writing after every value; return the whole record."""
     torch.set_num_threads(1)
     module, digest = load(script), script_hash(script)
+    threads = "two threads" if getattr(module, "THREADS", 1) == 2 else "one thread"
     kept = json.loads(out.read_text(encoding="utf-8")) if out.exists() and not afresh else {}
     values = kept["values"] if kept.get("script_sha256") == digest else []
     done = {json.dumps([v["setting"], v["seed"]], sort_keys=True) for v in values}
@@ -52,7 +53,7 @@ def record(script: Path, out: Path, afresh: bool = False) -> dict:
                 "python": platform.python_version(),
                 "torch": torch.__version__.split("+")[0],
                 "numpy": numpy.__version__,
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, {threads} used",
                 "seeds": module.SEEDS,
                 "values": values,
             }

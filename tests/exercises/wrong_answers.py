@@ -330,9 +330,9 @@ WRONG = {
     "sdp/primer/5": [(0, 0), (math.nan, -1), (0, 1)],
     "sdp/beyond-slope-restriction/1": [(10**0.5, 3, 1), (10**0.5, 1, 2), (5**0.5, 1, 1)],
     "sdp/beyond-slope-restriction/2": [
-        lambda γ, ν, τ: (γ, ν + τ),
-        lambda γ, ν, τ: (γ + ν - τ, -ν - τ),
-        lambda γ, ν, τ: (γ - 2 * τ, -γ - 2 * ν),
+        lambda α, μ: ((α - μ, μ, 0), (α - μ, μ, 0)),
+        lambda α, μ: ((α + μ, μ, 0), (α - μ, 0, μ)),
+        lambda α, μ: ((α, 0, 0), (α, 0, 0)),
     ],
     "sdp/beyond-slope-restriction/4": [
         lambda W1, W2: torch.linalg.matrix_norm(W2 @ W1, 2).item(),
@@ -346,6 +346,7 @@ WRONG = {
         lambda V, fresh: _pooled(V, fresh, low=0.0),
         lambda V, fresh: _pooled(V, fresh, high=2.0),
         lambda V, fresh: _pooled(V, fresh, scale=2.0),
+        lambda V, fresh: (0 * V[0::2], 0 * V[0::2], (V[0::2] + V[1::2] + fresh) / 2),
     ],
     "sdp/beyond-slope-restriction/6": [
         lambda length: 1.0,
@@ -372,11 +373,11 @@ WRONG = {
             0.5 * _least_proved(proved, ratios, [10 ** (k / 100) for k in range(-300, 301)])
         ),
     ],
-    "sdp/lipsdp/1": [(2, 1, 1), (1, 1, 1), (2, 2, 2)],
+    "sdp/lipsdp/1": [(2, 1, 1), (2, 2, 2), (math.nan, math.nan, 1)],
     "sdp/lipsdp/2": [
         lambda w, a, b: w**2,
         lambda w, a, b: w**2 * max(abs(a), abs(b)) ** 2,
-        lambda w, a, b: w**2 / 2,
+        lambda w, a, b: math.inf,
     ],
     "sdp/lipsdp/3": [
         lambda ρ, λ, W1, W2, a, b: _inequality(ρ, λ, W1, W2, 0.0, b - a),
@@ -388,5 +389,5 @@ WRONG = {
         lambda λ, weights: _least_of(λ, weights, root=False),
         lambda λ, weights: _least_of(λ, weights, refuse=False),
     ],
-    "sdp/lipsdp/6": [lambda λ, δ: λ, lambda λ, δ: λ * δ**2, lambda λ, δ: λ / δ],
+    "sdp/lipsdp/6": [lambda λ, δ: λ, lambda λ, δ: λ / δ, lambda λ, δ: 1.1 * λ / δ**2],
 }

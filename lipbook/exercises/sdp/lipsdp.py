@@ -39,9 +39,9 @@ def the_identity(triple):
     product, lipsdp, truth = (float(number) for number in triple)
     if truth != 1:
         return "relu(x) - relu(-x) is x: what is its constant?"
-    if abs(product - 2) > 1e-6:
+    if not abs(product - 2) <= 1e-6:
         return "the product is that of the norms of a column and of a row of two entries."
-    if abs(lipsdp - 2) > 1e-6:
+    if not abs(lipsdp - 2) <= 1e-6:
         return "the slopes of the two units are free, each for itself: which pattern is the steepest?"
     return None
 
@@ -51,6 +51,8 @@ def the_best_multiplier(best):
     for w in (0.5, -2.0):
         for a, b in RANGES:
             λ = float(best(w, a, b))
+            if not math.isfinite(λ):
+                return f"a multiplier is a finite number, and yours is {λ} for w = {w}, slopes in [{a}, {b}]."
             square = (w * max(abs(a), abs(b))) ** 2
             M = _matrix(square, torch.tensor([λ], dtype=torch.float64), _scalar(w), a, b)
             if λ < 0 or _least_eigenvalue(M) < -1e-9 * max(1.0, square, λ):
@@ -112,14 +114,19 @@ def _product_multipliers(weights):
 def rescaled_units(rescaled):
     for seed, sizes in enumerate(SIZES):
         W1, W2 = _weights(seed, *sizes)
-        δ = torch.linspace(0.25, 4, len(W1), dtype=torch.float64)
         λ = torch.cat(_product_multipliers([W1, W2]))
         square = math.prod(torch.linalg.matrix_norm(W, 2).item() ** 2 for W in (W1, W2))
-        moved = rescaled(λ.clone(), δ.clone())
-        M = _matrix(square * (1 + 1e-9), moved, [δ[:, None] * W1, W2 / δ])
-        scale = M.diagonal().abs().clamp(min=1e-12).rsqrt()
-        if _least_eigenvalue(scale[:, None] * M * scale) < -1e-7:
-            return (
-                f"with δ from {δ[0]:g} to {δ[-1]:g} they do not prove what λ proved: substitute e = e' / δ."
-            )
+        if (advice := _not_rescaled(rescaled, λ, square, W1, W2)) is not None:
+            return advice
+    outer = torch.arange(1, 5, dtype=torch.float64)  # four networks of one unit: no other multipliers prove 4
+    return _not_rescaled(rescaled, outer**2, 16.0, (4 / outer).diag(), outer.diag())
+
+
+def _not_rescaled(rescaled, λ, square, W1, W2):
+    δ = torch.linspace(0.25, 4, len(W1), dtype=torch.float64)
+    moved = rescaled(λ.clone(), δ.clone())
+    M = _matrix(square * (1 + 1e-6), moved, [δ[:, None] * W1, W2 / δ])
+    scale = M.diagonal().abs().clamp(min=1e-12).rsqrt()
+    if not _least_eigenvalue(scale[:, None] * M * scale) >= -1e-7:
+        return f"with δ from {δ[0]:g} to {δ[-1]:g} they do not prove what λ proved: substitute e = e' / δ."
     return None

@@ -66,6 +66,18 @@ def adversary(name, seed):
     return nn.Sequential(*layers[:-1]).eval()
 
 
+def inverses(name, seed):
+    """Ill-conditioned weights, each followed by its inverse: what one product rounds the next enlarges."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = []
+    for depth in range(2):
+        left, _, right = torch.linalg.svd(torch.randn(4, 4, generator=generator, dtype=torch.float64))
+        weight = left @ torch.diag(torch.logspace(0, -6, 4, dtype=torch.float64)) @ right
+        layers += [linear(weight), ACTIVATIONS[name](), linear(torch.linalg.inv(weight))]
+        layers += [] if depth else [nn.LeakyReLU(0.9)]
+    return nn.Sequential(*layers).eval()
+
+
 def times(weight, rows):
     """The product of a float matrix with rows of fractions, without rounding."""
     return [
@@ -162,6 +174,18 @@ def test_the_least_value_that_is_proved_holds_without_rounding(name, seed):
     for value in (bound.value, least_proved(constraints, multipliers, bound.value)):
         assert is_semidefinite(exact_matrix(constraints, exact, value, multipliers))
     assert not is_semidefinite(exact_matrix(constraints, exact, 0.0, multipliers))
+
+
+@pytest.mark.parametrize("name", ["LeakyReLU that is nearly linear", "LeakyReLU that is linear", "MaxMin"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_inverses_enlarge_is_part_of_the_margin(name, seed):
+    model = inverses(name, seed)
+    constraints = constraints_of(model)
+    bound = lipsdp(model)
+    multipliers = bound.certificate.multipliers
+    value = least_proved(constraints, multipliers, bound.value)
+    exact = fractions(constraints, model, (4,))
+    assert is_semidefinite(exact_matrix(constraints, exact, value, multipliers))
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -25,14 +25,18 @@ def two_opposite_inputs(triple):
 
 
 @exercise("sdp/beyond-slope-restriction/2")
-def tilt_and_stiffness(translate):
-    for numbers in [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.7, -1.3, 2.1)]:
-        γ, ν, τ = numbers
-        α, μ = (float(number) for number in translate(γ, ν, τ))
-        for into, out in itertools.product((-1.0, 0.5, 2.0), repeat=2):
-            published = (γ - 2 * τ) * into**2 + 2 * (ν + τ) * into * out - (γ + 2 * ν) * out**2
-            if abs(published - α * (into**2 - out**2) + μ * (into - out) ** 2) > 1e-9:
-                return f"for (γ, ν, τ) = {numbers} the two forms differ where the sums are {into} and {out}."
+def without_s_or_p(without):
+    for α, μ in [(0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.7, -1.3)]:
+        triples = [[float(number) for number in triple] for triple in without(α, μ)]
+        if [len(triple) for triple in triples] != [3, 3]:
+            return "two triples (γ, ν, τ) are asked for."
+        if triples[0][2] != 0 or triples[1][1] != 0:
+            return "S = 0 means τ = 0, in the first triple, and P = 0 means ν = 0, in the second."
+        for (γ, ν, τ), name in zip(triples, "SP"):
+            for into, out in itertools.product((-1.0, 0.5, 2.0), repeat=2):
+                published = (γ - 2 * τ) * into**2 + 2 * (ν + τ) * into * out - (γ + 2 * ν) * out**2
+                if abs(published - α * (into**2 - out**2) + μ * (into - out) ** 2) > 1e-9:
+                    return f"with {name} = 0 the form is not that of the tilt {α} and the stiffness {μ}."
     return None
 
 
@@ -97,7 +101,7 @@ def _is_tight(P, Q, output, inputs, weight):
         fresh = torch.linalg.solve(output[:, inputs:], (leaving - steps @ output[:, :inputs].T).T).T
         z = torch.cat([steps, fresh], dim=1)
         products = (z @ P.T) * (z @ Q.T)
-        if allowed and products.min() < -1e-9 or not allowed and products.max() > 1e-9:
+        if allowed and products.min() < -1e-9 or not allowed and products.max() >= 0:
             return False
     return True
 

@@ -14,7 +14,7 @@ def _close(value, target, tolerance=1e-6):
 
 @exercise("sdp/scaling/1")
 def the_bands(pair):
-    rows, entries = (int(number) for number in pair)
+    rows, entries = (float(number) for number in pair)
     if rows != 340:
         return "z holds the increment of the input and of every hidden layer, and not of the output."
     if entries != 56208:
@@ -25,9 +25,9 @@ def the_bands(pair):
 @exercise("sdp/scaling/2")
 def two_neurons(pair):
     same, opposite = (float(number) for number in pair)
-    if not _close(same, 2):
+    if not _close(same, 2, tolerance=1e-4):
         return "for (1, 1): what is the smaller eigenvalue of X_1, and which vector belongs to it?"
-    if not _close(opposite, math.sqrt(2)):
+    if not _close(opposite, math.sqrt(2), tolerance=1e-4):
         return "for (1, -1): W_2' is an eigenvector of X_1; take the root of rho at the end."
     return None
 

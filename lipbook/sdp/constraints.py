@@ -12,6 +12,7 @@ Source: Fazlyab, Robey, Hassani, Morari and Pappas, NeurIPS 2019, Theorem 2, wri
 Chapters: sdp/lipsdp, sdp/beyond-slope-restriction.
 """
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ from lipbook.bound import Ball
 from lipbook.bounds.preactivations import box, chain_of, traced
 from lipbook.bounds.relaxation import slope_range
 from lipbook.bounds.stages import Bend, Linear, flat
-from lipbook.contracts.definitions import numel, slopes
+from lipbook.contracts.definitions import contracts_of, expand, numel, residual, slopes
+from lipbook.contracts.guard import name_of
 from lipbook.contracts.spatial import LARGEST_MATRIX
 from lipbook.network import Step, checked_logits, count_logits, pairs_of, read
 from lipbook.norms.spectral import spectral_norm
@@ -210,17 +212,32 @@ def _steps(model, region, input_shape) -> tuple[Step, ...]:
             raise ValueError(f"input_shape is {input_shape!r}, and the center of the region {shape}.")
         input_shape = shape
     if input_shape is None:
-        first = next(
-            (s.layer for s in read(model) if getattr(s.layer, "in_features", None) is not None), None
-        )
+        layers = [step.layer for step in read(model)]
+        first = next((layer for layer in layers if getattr(layer, "in_features", None) is not None), None)
         if first is None:
             raise ValueError("the sizes of this model are not known: pass input_shape.")
+        parts = _without_blocks(layers)
+        for layer in itertools.takewhile(lambda layer: getattr(layer, "in_features", None) is None, parts):
+            if "slopes" in contracts_of(layer) and not isinstance(slopes(layer), tuple):
+                raise ValueError(
+                    f"{name_of(layer)} takes groups of entries, which depend on the shape of the sample, and "
+                    "no layer before it tells that shape: pass input_shape."
+                )
         input_shape = (first.in_features,)
         try:
             return read(model, input_shape)
         except (ValueError, TypeError) as error:
             raise ValueError(f"the shape of the input is not known: pass input_shape. ({error})") from error
     return read(model, input_shape)
+
+
+def _without_blocks(layers):
+    """The layers, those inside residual blocks too, in the order in which they act."""
+    for layer in layers:
+        if "residual" in contracts_of(layer):
+            yield from _without_blocks(expand(residual(layer)))
+        else:
+            yield layer
 
 
 def _range(bend: Bend, ends) -> tuple[Tensor, Tensor]:

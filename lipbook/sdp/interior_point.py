@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lipbook.sdp.conditioning import conditioned
 from lipbook.sdp.constraints import Constraints, Proposal, matrix
-from lipbook.sdp.start import feasible_multipliers
+from lipbook.sdp.start import inner_point
 
 ITERATIONS = 60
 TOLERANCE = 1e-6  # of the squared constant
@@ -40,10 +40,10 @@ def propose(
     """The optimum, to a relative gap of 1e-6 in the square, or as far as so many iterations come.
 
     Args:
-        start: (square, multipliers), strictly feasible and well inside. None: twice `feasible_multipliers`.
+        start: (square, multipliers), strictly feasible and well inside. None: `inner_point`.
     """
     if start is None:
-        start = tuple(2 * part for part in feasible_multipliers(constraints))
+        start = inner_point(constraints)
     if not constraints.C.any():
         return Proposal(*start, None, 0)
     problem, scales = conditioned(constraints, start[0])

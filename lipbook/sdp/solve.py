@@ -12,7 +12,7 @@ from lipbook.bound import Ball, Bound
 from lipbook.sdp import interior_point, reference
 from lipbook.sdp.certificate import LipSDPCertificate, dual_value, proved
 from lipbook.sdp.constraints import programs
-from lipbook.sdp.start import feasible_multipliers, lifted
+from lipbook.sdp.start import inner_point, lifted
 
 _SOLVERS = ("structured", "clarabel", "scs")
 _GAIN = 1e-6  # of the squared constant: for less an interior point is not given up
@@ -70,7 +70,7 @@ def lipsdp(
         rough = interior_point.propose(whole, tolerance=_ROUGHLY)
     bounds = {}
     for output, constraints in found.items():
-        inner = tuple(2 * part for part in feasible_multipliers(constraints))
+        inner = inner_point(constraints)
         if solver == "structured":
             start = inner
             if rough is not None:

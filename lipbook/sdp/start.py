@@ -15,8 +15,9 @@ Chapter: sdp/scaling.
 import torch
 from torch import Tensor
 
-from lipbook.sdp.constraints import Constraints, Layer
+from lipbook.sdp.constraints import Constraints, Layer, Product
 
+_FAR = 100.0  # in squares
 _LEAST = 2.0**-200  # a squared constant for a network that is constant
 
 
@@ -45,6 +46,54 @@ def feasible_multipliers(constraints: Constraints) -> tuple[float, Tensor]:
     form, first = _minimised(form, first, _oldest(constraints, len(constraints.layers)))
     square = max(_largest_square(constraints.C[:, first:], form), _LEAST)
     return square, square * weights
+
+
+def inner_point(constraints: Constraints) -> tuple[float, Tensor]:
+    """(square, multipliers) at which M is positive definite: twice a feasible point.
+
+    Where much passes each layer unchanged, as in deep chains of MaxMin, `feasible_multipliers` lose up to a
+    half of T a layer. Multipliers found from the output backwards need not: if c |y|^2 bounds what the output
+    needs of the forms y that leave a layer, c g |v|^2 bounds what it needs of those that enter, and what they
+    prove is about the product of norms. They are taken where they are far ahead: otherwise the first are
+    closer to the middle of what is feasible.
+
+    Raises:
+        ArithmeticError: numbers overflow.
+    """
+    square, multipliers = feasible_multipliers(constraints)
+    try:
+        other = lifted(constraints, *_from_the_output(constraints))
+    except ArithmeticError:
+        other = square, multipliers
+    if _FAR * other[0] < square:
+        square, multipliers = other
+    return 2 * square, 2 * multipliers
+
+
+def _from_the_output(constraints):
+    """With slopes of middle m and half-width r, and u = |m| / r or a little more, a neuron of multiplier
+    (1 + u) c / 2 turns c e^2 into c g v^2, g = m^2 (u + 2 + 1/u) - (m^2 - r^2)(u + 1)."""
+    spare = 1 + 1 / max(1, len(constraints.layers))
+    shared = constraints.multipliers < len(constraints.groups)
+    needed, weights = 1.0, []
+    for record in reversed(constraints.history):
+        if isinstance(record, Product):
+            needed *= spare * torch.linalg.matrix_norm(record.weight, 2).item() ** 2
+            continue
+        low, high, base = record.factors
+        middle, half = base + (low + high) / 2, (high - low) / 2
+        gains = base.square()
+        if record.free.any():
+            middle, half = middle[record.free], half[record.free]
+            lean = (middle.abs() / half).clamp(min=0.05)
+            lean = lean.max().expand_as(lean) if shared else lean
+            weights.append((1 + lean) / 2 * needed)
+            gains[record.free] = middle**2 * (lean + 2 + 1 / lean) - (middle**2 - half**2) * (lean + 1)
+        needed *= spare * gains.max().item()
+    multipliers = torch.zeros(constraints.multipliers, dtype=torch.float64, device="cpu")
+    if weights:
+        multipliers[constraints.groups] = torch.cat(weights[::-1])
+    return max(1.5 * needed, _LEAST), multipliers
 
 
 def lifted(constraints: Constraints, square: float, multipliers: Tensor) -> tuple[float, Tensor]:

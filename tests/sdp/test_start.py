@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from lipbook import Ball
-from lipbook.layers import Residual
+from lipbook.layers import Abs, MaxMin, Residual
+from lipbook.sdp import lipsdp
 from lipbook.sdp.constraints import constraints_of, matrix
-from lipbook.sdp.start import feasible_dual, feasible_multipliers, lifted
+from lipbook.sdp.start import feasible_dual, feasible_multipliers, inner_point, lifted
 from tests.increments import PIECEWISE, SMOOTH, between, drawn, linear
 
 ALL = {**PIECEWISE, **{name: lambda width, make=make: make() for name, make in SMOOTH.items()}}
@@ -131,3 +132,18 @@ def test_an_overflow_is_an_arithmetic_error(factors):
     model = between(drawn(PIECEWISE["ReLU"], 1, (3, 4, 4, 2))[0], factors)
     with pytest.raises(ArithmeticError, match="too far apart in size"):
         feasible_multipliers(constraints_of(model))
+
+
+@pytest.mark.parametrize("activation", [Abs, MaxMin])
+def test_a_deep_orthogonal_chain_starts_and_ends_near_its_constant(activation):
+    torch.manual_seed(0)
+    chain = []
+    for _ in range(20):
+        layer = nn.Linear(8, 8, dtype=torch.float64)
+        nn.init.orthogonal_(layer.weight)
+        chain += [layer, activation()]
+    model = nn.Sequential(*chain)
+    square, multipliers = inner_point(constraints_of(model))
+    assert torch.linalg.eigvalsh(matrix(constraints_of(model), square, multipliers))[0] > 0
+    assert square < 100**2
+    assert 1 - 1e-12 <= lipsdp(model).value < 1 + 1e-5

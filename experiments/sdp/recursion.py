@@ -46,7 +46,7 @@ STEPS = 80
 PRODUCTS = 100  # of conjugate gradients, at most, in one Newton step
 RESIDUAL = 1e-2  # to which they solve it
 AGED = 20  # products in one step after which the preconditioner is renewed
-PROBES = 10  # columns of G
+PROBES = 40  # columns of G: with 10 one of three networks of 512 stuck at the boundary
 SMOOTHING = 0.1  # at the start, relative to rho
 FASTER = 4.0  # by which it falls
 

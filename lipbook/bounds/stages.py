@@ -90,7 +90,7 @@ def _chain(layer, shape):
     owner = owner_of(layer, *(REGISTRIES[name] for name in ("affine", "slopes", "residual")))
     if owner is None:
         raise UnsupportedLayerError(
-            f"{name_of(layer)} has no affine, slopes or residual contract, and local bounds need one of them: "
+            f"{name_of(layer)} has no affine, slopes or residual contract, and this bound needs one of them: "
             "write the model as a chain of linear layers and activations, or use product_bound."
         )
     guard(layer, owner)

@@ -33,7 +33,8 @@ _INFLATED = 1 + 1e-6  # norms of errors are computed with errors of their own
 
 @dataclass(frozen=True, eq=False)
 class LipSDPCertificate:
-    """Proves a bound by its multipliers.
+    """Proves a bound by its multipliers. `dual_value` and `gap` were proved when it was made: `verify` proves
+    the value alone.
 
     Args:
         multipliers: one for each activation whose slope is not fixed, in the order of the network ("neuron"),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lipbook.bound import Ball
+from lipbook.bound import Ball, UnsupportedLayerError
 from lipbook.bounds.preactivations import box, chain_of, traced
 from lipbook.bounds.relaxation import slope_range
 from lipbook.bounds.stages import Bend, Linear, flat
@@ -226,6 +226,8 @@ def _steps(model, region, input_shape) -> tuple[Step, ...]:
         input_shape = (first.in_features,)
         try:
             return read(model, input_shape)
+        except UnsupportedLayerError:
+            raise
         except (ValueError, TypeError) as error:
             raise ValueError(f"the shape of the input is not known: pass input_shape. ({error})") from error
     return read(model, input_shape)

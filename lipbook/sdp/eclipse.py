@@ -20,7 +20,9 @@ def eclipse_fast(
 ) -> Bound | dict[tuple[int, int], Bound]:
     """An upper bound on the l_2 Lipschitz constant of a model, from one multiplier a layer in closed form.
 
-    It costs a few matrix decompositions a layer. `lipbook.sdp.lipsdp` looks for the best multipliers.
+    It costs a few matrix decompositions a layer. For slopes in [0, 1] it is at most the product bound, up to
+    rounding; for others (MaxMin, GroupSort, Abs) it may be several times the product: keep the smaller.
+    `lipbook.sdp.lipsdp` looks for the best multipliers.
 
     Args:
         model: an `nn.Sequential` of linear layers and activations with contracts, nesting allowed.

@@ -31,28 +31,34 @@ def lipsdp(
     """An upper bound on the l_2 Lipschitz constant of a model, by semidefinite programming.
 
     The least sqrt(rho) for which ``rho E_0'E_0 - C'C - sum_j lambda_j (p_j q_j' + q_j p_j') >= 0`` with some
-    lambda >= 0, within a relative 1e-6 or so for "structured" (the certificate's gap tells).
+    lambda >= 0, within a relative 1e-6 or so for "structured" (the certificate's gap tells). Time grows with
+    the cube and memory with the square of the number of inputs and multipliers: some hundreds take seconds,
+    two thousand minutes. For the radius of a margin ask for the pair of logits.
 
     Args:
-        model: an `nn.Sequential` of linear layers and activations with contracts, nesting allowed.
+        model: an `nn.Sequential` of layers with an affine contract (convolutions and BatchNorm in eval mode
+            among them), activations with `slopes` and residual blocks of these, nesting allowed.
         logits: None (the output vector), `i` (one logit), `(i, j)` (logit i minus logit j), or "pairs".
         region: None (everywhere), or an l_inf `Ball`: the bound holds for pairs of points in it, and slopes
-            are those that occur in it. Distances are measured in l_2 in both cases.
+            are those that occur in it. Distances are measured in l_2 in both cases: the value is no l_inf
+            constant.
         multipliers: "neuron" (one for each activation) or "layer" (one for each layer: looser).
         solver: "structured" (the library's interior-point method), "clarabel" or "scs" (through cvxpy).
         iterations: stop the solver after so many at the latest; the bound is valid, with a larger gap (SCS
             may have nothing to show yet, and fails). None: until it has converged.
-        input_shape: the shape of one sample; None where the first layer that knows its `in_features`, or the
-            region, tells.
+        input_shape: the shape of one sample, for which alone the bound holds; None where the first layer that
+            knows its `in_features`, or the region, tells.
 
     Returns:
         An upper `Bound` whose `verify(model)` proves the matrix inequality again from the multipliers alone;
         for "pairs" one for each (i, j) with i < j. `.certificate` has `.multipliers`, `.iterations`,
-        `.dual_value` (a lower bound on the optimum of the program, not on the constant of the model; slopes
-        within 1e-9 of each other are taken apart to 1e-9) and `.gap`, (value - dual_value) / value.
+        `.dual_value` (a lower bound on the optimum of this program, with its output, region and kind of
+        multipliers, not on the constant of the model; slopes within 1e-9 of each other are taken apart to
+        1e-9) and `.gap`, (value - dual_value) / value.
 
     Raises:
-        UnsupportedLayerError: a layer that is neither linear nor an activation with `slopes`.
+        UnsupportedLayerError: a layer that is neither affine nor an activation with `slopes` nor a residual
+            block.
         ValueError, TypeError: logits that the model does not have, another region, solver or sharing of
             multipliers, iterations that are no count, a shape that is missing or does not fit.
         ImportError: cvxpy is not installed, and the solver needs it.

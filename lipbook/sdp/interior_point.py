@@ -251,27 +251,18 @@ def _parts(layer, name):
 
 def _against_constraints(problem, X):
     """<B_j, X>, summed over the constraints that share a multiplier."""
-    found = X.new_zeros(problem.multipliers)
-    row = 0
-    for layer in problem.layers:
-        at = slice(layer.start, layer.stop)
-        groups = problem.groups[row : row + len(layer.p)]
-        found.index_add_(0, groups, 2 * ((layer.p @ X[at, at]) * layer.q).sum(dim=1))
-        row += len(layer.p)
-    return found
+    return _summed(problem, lambda p, q, part: 2 * ((p @ part) * q).sum(dim=1), X)
 
 
 def _sizes(problem, X):
     """p_j'X p_j + q_j'X q_j, summed likewise: what rounding in <B_j, X> is small beside."""
-    found = X.new_zeros(problem.multipliers)
-    row = 0
-    for layer in problem.layers:
-        at = slice(layer.start, layer.stop)
-        groups = problem.groups[row : row + len(layer.p)]
-        for rows in (layer.p, layer.q):
-            found.index_add_(0, groups, ((rows @ X[at, at]) * rows).sum(dim=1))
-        row += len(layer.p)
-    return found
+    return _summed(problem, lambda p, q, part: ((p @ part) * p + (q @ part) * q).sum(dim=1), X)
+
+
+def _summed(problem, of_layer, X):
+    blocks = [slice(layer.start, layer.stop) for layer in problem.layers]
+    found = [of_layer(layer.p, layer.q, X[at, at]) for layer, at in zip(problem.layers, blocks)]
+    return X.new_zeros(problem.multipliers).index_add(0, problem.groups, torch.cat(found or [X[0, :0]]))
 
 
 def _lengths(point, direction):

@@ -146,9 +146,9 @@ def _closest_to_zero(A, B, norm):
     return np.linalg.norm(A - (A * B).sum() / (B * B).sum() * B, norm)
 
 
-def _pooled(V, fresh, low=-1.0, high=1.0, scale=2**0.5):
-    total, difference = (V[0::2] + V[1::2]) / scale, (V[0::2] - V[1::2]) / scale
-    return fresh - low * difference, high * difference - fresh, (total + fresh) / scale
+def _pooled(V, fresh, low=-1.0, high=1.0):
+    total, difference = (V[0::2] + V[1::2]) / 2**0.5, (V[0::2] - V[1::2]) / 2**0.5
+    return fresh - low * difference, high * difference - fresh, (total + fresh) / 2**0.5
 
 
 def _kept_half(T, V, width):
@@ -345,7 +345,6 @@ WRONG = {
     "sdp/beyond-slope-restriction/5": [
         lambda V, fresh: _pooled(V, fresh, low=0.0),
         lambda V, fresh: _pooled(V, fresh, high=2.0),
-        lambda V, fresh: _pooled(V, fresh, scale=2.0),
         lambda V, fresh: (0 * V[0::2], 0 * V[0::2], (V[0::2] + V[1::2] + fresh) / 2),
     ],
     "sdp/beyond-slope-restriction/6": [

@@ -8,7 +8,7 @@ of a fixed slope, and everything else that is linear, need no coordinate and no 
 MaxMin, GroupSort and Householder arrive here as absolute values (`lipbook.bounds.stages`), whose slopes are
 in [-1, 1]; what they preserve passes linearly.
 
-Source: Fazlyab, Robey, Hassani, Morari and Pappas, NeurIPS 2019, Theorem 2, written with p and q.
+Source: Fazlyab, Robey, Hassani, Morari and Pappas, NeurIPS 2019, written with p and q.
 Chapters: sdp/lipsdp, sdp/beyond-slope-restriction.
 """
 

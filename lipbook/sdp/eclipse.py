@@ -38,7 +38,7 @@ def eclipse_fast(
         ValueError, TypeError: logits that the model does not have, a shape that is missing or does not fit.
         ArithmeticError: the weights are too far apart in size for float64.
 
-    Source: Xu and Sivaranjani, NeurIPS 2024, section 4.2 (slopes in [0, 1]). Chapter: sdp/scaling.
+    Source: Xu and Sivaranjani, NeurIPS 2024 (ECLipsE-Fast, for slopes in [0, 1]). Chapter: sdp/scaling.
     """
     bounds = {}
     for output, constraints in programs(model, logits, None, "neuron", input_shape).items():

@@ -2,7 +2,7 @@
 
 The matrix inequality is one expression of cvxpy. Clarabel (an interior-point method) and SCS (a first-order
 one) know nothing of its structure; what they return is a proposal, which the certificate still has to prove.
-LipSDP: Fazlyab, Robey, Hassani, Morari and Pappas, NeurIPS 2019, Theorem 2.
+LipSDP: Fazlyab, Robey, Hassani, Morari and Pappas, NeurIPS 2019.
 
 Chapter: sdp/lipsdp.
 """

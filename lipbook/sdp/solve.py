@@ -64,7 +64,7 @@ def lipsdp(
         ImportError: cvxpy is not installed, and the solver needs it.
         ArithmeticError: the solver failed, or the weights are too far apart in size for float64.
 
-    Source: Fazlyab, Robey, Hassani, Morari and Pappas, NeurIPS 2019, Theorem 2. Chapter: sdp/lipsdp.
+    Source: Fazlyab, Robey, Hassani, Morari and Pappas, NeurIPS 2019. Chapter: sdp/lipsdp.
     """
     if solver not in _SOLVERS:
         raise ValueError(f'solver must be "structured", "clarabel" or "scs", got {solver!r}.')

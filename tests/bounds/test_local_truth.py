@@ -19,6 +19,7 @@ from lipbook.bounds.branch import Domain
 from lipbook.bounds.domains import Half
 from lipbook.data import digits, network
 from lipbook.layers import Abs, GroupSort, Householder, MaxMin, Normalize, Residual
+from tests import increments
 from tests.oracles import exact_constant, exact_forward, largest_norm, regions
 
 ORACLE = 1 - 1e-9  # what the enumeration itself may round
@@ -49,19 +50,7 @@ SMOOTH = {
 
 def drawn(activation, seed, sizes=(2, 4, 4, 3), spread=1.0):
     """A random network, and a center for it."""
-    generator = torch.Generator().manual_seed(seed)
-    layers = []
-    for fan_in, fan_out in itertools.pairwise(sizes):
-        linear = nn.utils.skip_init(nn.Linear, fan_in, fan_out)
-        linear.weight.data = torch.randn(fan_out, fan_in, generator=generator) * (2 / fan_in) ** 0.5 * spread
-        linear.bias.data = torch.randn(fan_out, generator=generator) / 2
-        layers.append(linear)
-        if len(layers) < 2 * len(sizes) - 3:
-            layers.append(activation(fan_out))
-        if isinstance(layers[-1], Householder):
-            layers[-1].theta.data = 2 * torch.randn(fan_out // 2, generator=generator)
-    model = nn.Sequential(*layers).eval()
-    return (model.double() if seed % 2 else model), torch.randn(sizes[0], generator=generator)
+    return increments.drawn(activation, seed, sizes, spread)
 
 
 def budget(method, nodes=5):

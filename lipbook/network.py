@@ -1,4 +1,4 @@
-"""Reading a model: an `nn.Sequential`, nested or not, as a chain of primitives with their shapes.
+"""Reading a model: an `nn.Sequential`, nested or not, as a chain of layers with their shapes.
 
 No function here asks for the type of a layer: contracts tell everything.
 
@@ -22,7 +22,7 @@ from lipbook.contracts.guard import name_of, require_layer
 
 
 class Step(NamedTuple):
-    """One primitive of a model, and the shapes of one sample before and after it (None: not known)."""
+    """One layer of a model, and the shapes of one sample before and after it (None: not known)."""
 
     layer: nn.Module
     input_shape: tuple[int, ...] | None
@@ -30,7 +30,9 @@ class Step(NamedTuple):
 
 
 def read(model: nn.Sequential, input_shape: tuple[int, ...] | None = None) -> tuple[Step, ...]:
-    """The primitives of a model in the order in which they act.
+    """The layers of a model in the order in which they act.
+
+    Each nested `nn.Sequential` is flattened; a block that has a Lipschitz contract of its own stays whole.
 
     Args:
         model: an `nn.Sequential` of layers with contracts, nesting allowed.
@@ -47,10 +49,10 @@ def read(model: nn.Sequential, input_shape: tuple[int, ...] | None = None) -> tu
             f"a model is an nn.Sequential of layers, got {name_of(model)}: wrap one layer as "
             "nn.Sequential(layer), or write the module's forward pass as a chain."
         )
-    primitives = expand(model)
+    layers = expand(model, blocks=False)
     shape = None if input_shape is None else checked_shape(input_shape)
     steps = []
-    for layer in primitives:
+    for layer in layers:
         after = None if shape is None else output_shape(layer, shape)
         steps.append(Step(layer, shape, after))
         shape = after

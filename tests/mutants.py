@@ -467,7 +467,7 @@ MUTANTS = [
     ),
     Mutant(
         "bounds/stages.py",
-        'owner_of(layer, *(REGISTRIES[name] for name in ("affine", "slopes", "residual")))',
+        'owner_of(layer, *(REGISTRIES[name] for name in ("affine", "slopes", "residual", "expand")))',
         'owner_of(layer, REGISTRIES["affine"]) or owner_of(layer, REGISTRIES["slopes"])',
         "tests/bounds/test_stages.py",
     ),
@@ -497,8 +497,8 @@ MUTANTS = [
     ),
     Mutant(
         "contracts/definitions.py",
-        "    expand(layer)  # the guard looks at every layer of it\n",
-        "",
+        "        expand(part)  # the guard looks at every layer of it",
+        "        pass",
         "tests/layers/test_residual.py",
     ),
     Mutant(

@@ -2,8 +2,9 @@
 
 What sorts or reflects groups of entries is rewritten with absolute values: max(x, y) and min(x, y) are
 ``(x + y)/2 +- |x - y|/2``, a larger group is sorted by comparing neighbours in as many rounds as it has
-entries, and a reflection is ``z + u (|u'z| - u'z)``. A block x + f(x) becomes (x, x), then the stages of f on
-the second half, then the sum of the halves. All vectors are flat, and all weights float64.
+entries, and a reflection is ``z + u (|u'z| - u'z)``. A block skip x + f(x) becomes (x, x), then the stages of
+f on the second half, then the sum, with skip applied to the first half. All vectors are flat, and all weights
+float64.
 
 Chapter: bounds/local-bounds.
 """
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from lipbook.bound import UnsupportedLayerError
 from lipbook.contracts import stock
-from lipbook.contracts.definitions import REGISTRIES, affine, numel, owner_of, residual, slopes
+from lipbook.contracts.definitions import REGISTRIES, affine, expand, numel, owner_of, residual, slopes
 from lipbook.contracts.guard import guard, name_of
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.spatial import require_writable
@@ -72,11 +73,11 @@ class Chain(NamedTuple):
 
 
 def chain_of(steps: tuple[Step, ...]) -> Chain:
-    """The primitives of a model, whose shapes are known, as stages.
+    """The layers of a model, whose shapes are known, as stages.
 
     Raises:
         UnsupportedLayerError: one is neither linear, nor elementwise, nor a sorting or a reflection, nor a
-            block x + f(x) of such layers.
+            block of such layers: skip x + f(x), or one that `expand` takes apart.
     """
     stages, activations = [], []
     for step in steps:
@@ -87,7 +88,7 @@ def chain_of(steps: tuple[Step, ...]) -> Chain:
 
 
 def _chain(layer, shape):
-    owner = owner_of(layer, *(REGISTRIES[name] for name in ("affine", "slopes", "residual")))
+    owner = owner_of(layer, *(REGISTRIES[name] for name in ("affine", "slopes", "residual", "expand")))
     if owner is None:
         raise UnsupportedLayerError(
             f"{name_of(layer)} has no affine, slopes or residual contract, and this bound needs one of them: "
@@ -100,7 +101,9 @@ def _chain(layer, shape):
         return _block(layer, shape)
     if owner in REGISTRIES["affine"].registry:
         return Chain([_linear(layer, shape)], [])
-    return Chain(_activation(layer, shape), [(0, shape)])
+    if owner in REGISTRIES["slopes"].registry:
+        return Chain(_activation(layer, shape), [(0, shape)])
+    return chain_of(read(nn.Sequential(*expand(layer)), shape))
 
 
 def _block(layer, shape):
@@ -108,12 +111,16 @@ def _block(layer, shape):
         return Chain([_linear(layer, shape)], [])
     size = numel(shape)
     require_writable(layer, 2 * size, size)
-    inside = chain_of(read(nn.Sequential(residual(layer)), shape))
+    kept, inside = residual(layer)
+    skip = _linear(kept, shape)
+    inside = chain_of(read(nn.Sequential(inside), shape))
     for stage in flat(inside.stages):
         if isinstance(stage, Linear):
             require_writable(layer, *(size + number for number in stage.weight.shape))
     identity = torch.eye(size, dtype=torch.float64, device="cpu")
-    twice, total = _exact(torch.cat([identity, identity])), _exact(torch.cat([identity, identity], dim=1))
+    twice = _exact(torch.cat([identity, identity]))
+    added = torch.eye(len(skip.weight), dtype=torch.float64, device="cpu")
+    total = skip._replace(weight=torch.cat([skip.weight, added], dim=1))
     stages = [twice, *(_behind(size, stage) for stage in inside.stages), total]
     return Chain(stages, [(1 + before, entering) for before, entering in inside.activations])
 

@@ -259,14 +259,18 @@ def _attack_expand(target):
 
 
 def _attack_residual(target):
-    inside = residual(target.twin)
+    skip, inside = residual(target.twin)
     x = start_points(target.shape, target.generator)
+    weight, bias = affine(skip, target.shape)
+    kept = x.flatten(1) @ weight.T + bias
     with torch.no_grad():
         images = inside(x.clone())
-    if images.shape != x.shape:
+    if images[0].numel() != kept.shape[1]:
         shapes = tuple(x.shape[1:]), tuple(images.shape[1:])
-        target.fail("residual", f"its f turns the shape {shapes[0]} into {shapes[1]}.")
-    return _attack_images(target, "residual", "x + f(x) is", x, x + images)
+        target.fail(
+            "residual", f"its f turns the shape {shapes[0]} into {shapes[1]}, and skip gives {kept.shape[1]}."
+        )
+    return _attack_images(target, "residual", "skip(x) + f(x) is", x, kept.reshape(images.shape) + images)
 
 
 def _attack_images(target, contract, what, x, told):

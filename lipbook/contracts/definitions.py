@@ -116,10 +116,14 @@ def output_shape(layer: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, .
     return checked_shape(tuple(shape))
 
 
-def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
+def expand(layer: nn.Module, blocks: bool = True) -> tuple[nn.Module, ...]:
     """The primitives that a block is made of, in the order in which they act; a primitive gives itself.
 
     Every nested `nn.Sequential` is flattened. A layer that appears twice appears twice.
+
+    Args:
+        layer: a layer with a contract.
+        blocks: False leaves a block whole that is no `nn.Sequential` and has a Lipschitz contract of its own.
 
     Raises:
         UnsupportedLayerError: a layer without any contract, or in a state of which they do not speak.
@@ -134,10 +138,14 @@ def expand(layer: nn.Module) -> tuple[nn.Module, ...]:
     guard(layer, owner)
     if owner_of(layer, _expand) is not owner:
         return (layer,)
+    if not blocks and owner is not nn.Sequential and owner in _lipschitz.registry:
+        return (layer,)
     parts = _expand.dispatch(owner)(layer)
     if not isinstance(parts, tuple) or not all(isinstance(part, nn.Module) for part in parts):
         refuse_answer(layer, "expand", "a tuple of layers", parts)
-    return tuple(primitive for part in parts for primitive in ((layer,) if part is layer else expand(part)))
+    return tuple(
+        primitive for part in parts for primitive in ((layer,) if part is layer else expand(part, blocks))
+    )
 
 
 def slopes(
@@ -179,19 +187,29 @@ def slopes(
     return a, b
 
 
-def residual(block: nn.Module) -> nn.Module:
-    """The layer f, possibly an `nn.Sequential`, of a block that computes x + f(x).
+def residual(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The layers (skip, f) of a block that computes skip(x) + f(x).
+
+    Returns:
+        skip, a linear layer with the contract `affine` (`nn.Identity()` where the block computes x + f(x)),
+        and f, a layer or an `nn.Sequential`. Weights that are products may be rounded once, to float64.
 
     Raises:
         UnsupportedLayerError: as `lipschitz`, of the block or of a layer in f.
 
-    Register: `@residual.register(MyBlock)` over a function `(block) -> layer`.
+    Register: `@residual.register(MyBlock)` over a function `(block) -> (skip, f)`.
     """
-    layer = guarded(block, "residual")(block)
-    if not isinstance(layer, nn.Module):
-        refuse_answer(block, "residual", "a layer", layer)
-    expand(layer)  # the guard looks at every layer of it
-    return layer
+    answer = guarded(block, "residual")(block)
+    what = "a pair of layers (skip, f)"
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        refuse_answer(block, "residual", what, answer)
+    if not all(isinstance(part, nn.Module) for part in answer):
+        refuse_answer(block, "residual", what, answer)
+    for part in answer:
+        expand(part)  # the guard looks at every layer of it
+    if "affine" not in contracts_of(answer[0]):
+        refuse_answer(block, "residual", "a skip that has an affine contract", answer[0])
+    return answer
 
 
 def guarded(layer: nn.Module, contract: str):

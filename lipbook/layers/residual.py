@@ -83,7 +83,7 @@ def _residual_output_shape(layer, input_shape):
 
 @residual.register(Residual)
 def _residual_module(layer):
-    return layer.module
+    return nn.Identity(), layer.module
 
 
 @lipschitz.register(Residual)

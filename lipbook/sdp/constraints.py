@@ -212,11 +212,10 @@ def _steps(model, region, input_shape) -> tuple[Step, ...]:
             raise ValueError(f"input_shape is {input_shape!r}, and the center of the region {shape}.")
         input_shape = shape
     if input_shape is None:
-        layers = [step.layer for step in read(model)]
-        first = next((layer for layer in layers if getattr(layer, "in_features", None) is not None), None)
+        parts = list(_without_blocks([step.layer for step in read(model)]))
+        first = next((layer for layer in parts if getattr(layer, "in_features", None) is not None), None)
         if first is None:
             raise ValueError("the sizes of this model are not known: pass input_shape.")
-        parts = _without_blocks(layers)
         for layer in itertools.takewhile(lambda layer: getattr(layer, "in_features", None) is None, parts):
             if "slopes" in contracts_of(layer) and not isinstance(slopes(layer), tuple):
                 raise ValueError(
@@ -234,12 +233,14 @@ def _steps(model, region, input_shape) -> tuple[Step, ...]:
 
 
 def _without_blocks(layers):
-    """The layers, those inside residual blocks too, in the order in which they act."""
+    """The layers, those inside blocks too, in the order in which they act."""
     for layer in layers:
         if "residual" in contracts_of(layer):
-            yield from _without_blocks(expand(residual(layer)))
-        else:
+            yield from _without_blocks((residual(layer)[1],))
+        elif expand(layer) == (layer,):
             yield layer
+        else:
+            yield from _without_blocks(expand(layer))
 
 
 def _range(bend: Bend, ends) -> tuple[Tensor, Tensor]:

@@ -508,25 +508,46 @@ def block(forward, contract):
 
 @planted("residual: what is added is subtracted")
 def _(wrong):
-    return block(lambda x, f: x - f(x) if wrong else x + f(x), lambda layer: layer.inner)
+    return block(lambda x, f: x - f(x) if wrong else x + f(x), lambda layer: (nn.Identity(), layer.inner))
 
 
 @planted("residual: the input is not added")
 def _(wrong):
-    return block(lambda x, f: f(x) if wrong else x + f(x), lambda layer: layer.inner)
+    return block(lambda x, f: f(x) if wrong else x + f(x), lambda layer: (nn.Identity(), layer.inner))
 
 
 @planted("residual: a layer is missing")
 def _(wrong):
-    return block(lambda x, f: x + f(x), lambda layer: layer.inner[::2] if wrong else layer.inner)
+    return block(
+        lambda x, f: x + f(x), lambda layer: (nn.Identity(), layer.inner[::2] if wrong else layer.inner)
+    )
 
 
 @planted("residual: one number for all entries")
 def _(wrong):
     return block(
         lambda x, f: x + f(x)[:, :1] if wrong else x + f(x),
-        lambda layer: nn.Sequential(layer.inner[0], nn.Linear(3, 1)) if wrong else layer.inner,
+        lambda layer: (
+            nn.Identity(),
+            nn.Sequential(layer.inner[0], nn.Linear(3, 1)) if wrong else layer.inner,
+        ),
     )
+
+
+@planted("residual: the skip is forgotten")
+def _(wrong):
+    skip = nn.LeakyReLU(0.5) if wrong else nn.Linear(5, 5, dtype=torch.float64)
+    return block(lambda x, f: skip(x) + f(x), lambda layer: (nn.Identity() if wrong else skip, layer.inner))
+
+
+@planted("residual: the skip is transposed")
+def _(wrong):
+    torch.manual_seed(2)
+    skip, turned = nn.Linear(5, 5, dtype=torch.float64), nn.Linear(5, 5, dtype=torch.float64)
+    with torch.no_grad():
+        turned.weight.copy_(skip.weight.T if wrong else skip.weight)
+        turned.bias.copy_(skip.bias)
+    return block(lambda x, f: skip(x) + f(x), lambda layer: (turned, layer.inner))
 
 
 @planted("affine: the weight transposed")

@@ -197,6 +197,12 @@ def _enclose_residual(layer, values, errors):
     if _stored_linear(layer):
         bias = affine(_primitive(layer), (values.shape[-1],))[1]
         return enclose_product(values, errors, _plus_identity(layer), bias)
-    images, inner = enclose(layer.module, values, errors)
-    total = values + images
-    return total, (errors + inner + UNIT_ROUNDOFF * total.abs()) * (1 + 8 * UNIT_ROUNDOFF)
+    return enclose_residual(layer, values, errors)
+
+
+def enclose_residual(layer: nn.Module, values: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:
+    """`enclose` of a block skip(x) + f(x), as the sum of what its parts give."""
+    output_shape(layer, tuple(values.shape[1:]))
+    (kept, outer), (images, inner) = (enclose(part, values, errors) for part in residual(layer))
+    total = kept + images
+    return total, (outer + inner + UNIT_ROUNDOFF * total.abs()) * (1 + 8 * UNIT_ROUNDOFF)

@@ -1,0 +1,287 @@
+"""`SLLLinear` and `SLLConv2d`: x - 2 U'T relu(U x + b), where the diagonal T makes UU' <= T^-1.
+
+With D the slopes of relu, (I - 2U'TDU)'(I - 2U'TDU) <= I - 4 U'T (D - D^2) U <= I by UU' <= T^-1. The rows of
+|UU'|, weighed by any positive q, give such a T: T_i = 1 / sum_j |UU'|_ij q_j / q_i.
+
+Source: Araujo, Havens, Delattre, Allauzen and Hu, "A unified algebraic perspective on Lipschitz neural
+networks", ICLR 2023, Theorem 3 and section 4.2.
+
+Chapter: layers/direct-parameterizations.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lipbook.bound import as_float64
+from lipbook.contracts.definitions import output_shape, residual
+from lipbook.contracts.guard import name_of, refusal
+from lipbook.contracts.rounding import enclose
+from lipbook.contracts.structures import checked_count
+from lipbook.layers.block import plain_block, register_block, require_features
+from lipbook.layers.orthogonal import checked_choice, plain_linear, refuse_shapes, reset_bias
+from lipbook.layers.parametrised import Parametrised, wide
+from lipbook.layers.residual import enclose_residual
+from lipbook.norms.spectral import gamma
+
+_SMALLEST = 1e-12  # of the sums, in units of the largest entry where that is above 1: T is at most 1e12
+_DOWN = 2.0**-32  # of T, relatively: what rounds it and its proof in float64 is less
+_WIDEST = 40.0  # of log q: smaller entries are read as e^-40 times the largest
+PADDINGS = ("circular", "zeros")
+
+
+class _SLL(Parametrised):
+    """What the dense layer and the convolution share: the parameters `weight`, `log_q` and `bias`, and T."""
+
+    def gram(self, weight: Tensor) -> Tensor:
+        """(hidden, hidden), at least the absolute values of UU'."""
+        raise NotImplementedError
+
+    def compute(self) -> tuple[Tensor]:
+        """The diagonal T, (hidden,), rounded down."""
+        weight, q = wide(self.weight), _weights_of_rows(wide(self.log_q))
+        largest = (
+            weight.detach().abs().amax().clamp(min=1)
+        )  # T does not depend on it, but the sums may overflow
+        sums = self.gram(weight / largest) @ q / q + _SMALLEST
+        down = 1 - max(32 * torch.finfo(weight.dtype).eps, _DOWN)
+        diagonal = down / sums / largest / largest
+        if self.weight.dtype != weight.dtype:
+            stored = torch.finfo(self.weight.dtype)
+            diagonal = ((1 - stored.eps) * diagonal).clamp(max=stored.max)
+        return (diagonal,)
+
+
+def _weights_of_rows(log_q):
+    """q up to a factor, between e^-40 and 1: every positive q gives a T."""
+    return (log_q - log_q.detach().amax()).clamp(min=-_WIDEST).exp()
+
+
+class SLLLinear(_SLL):
+    """x - 2 U'T relu(U x + b), 1-Lipschitz whatever its parameters are.
+
+    At the start U is orthogonal, or has orthonormal columns or rows, and q = 1.
+
+    Args:
+        features: the size of x.
+        hidden: the size of b; by default `features`.
+
+    Attributes:
+        weight: U, (hidden, features).
+        log_q: (hidden,), the logarithms of q.
+        bias: b, (hidden,).
+
+    Raises:
+        ValueError, TypeError: sizes that are not positive ints.
+
+    Source: Araujo et al., ICLR 2023, Theorem 3. Chapter: layers/direct-parameterizations.
+    """
+
+    def __init__(self, features: int, hidden: int | None = None):
+        super().__init__()
+        self.features = checked_count(features, "features", least=1)
+        self.hidden = features if hidden is None else checked_count(hidden, "hidden", least=1)
+        self.weight = nn.Parameter(torch.empty(self.hidden, features))
+        self.log_q = nn.Parameter(torch.empty(self.hidden))
+        self.bias = nn.Parameter(torch.empty(self.hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """An orthogonal U, q = 1, a bias as in `nn.Linear`."""
+        nn.init.orthogonal_(self.weight)
+        nn.init.zeros_(self.log_q)
+        reset_bias(self.bias, self.features)
+
+    def gram(self, weight: Tensor) -> Tensor:
+        """|UU'|."""
+        return (weight @ weight.mT).abs()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, ..., features) to the same shape."""
+        hidden = torch.relu(F.linear(inputs, self.weight, self.bias))
+        return inputs - F.linear(hidden * (2 * self.weights()[0]), self.weight.mT)
+
+    def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Sequential:
+        """The same function as Linear, ReLU, Linear, by x = relu(x) - relu(-x)."""
+        U, bias, G = _pieces(self, self.weight.dtype)
+        return plain_block(torch.eye(self.features).to(U), G, U, bias)
+
+    def extra_repr(self):
+        return f"features={self.features}, hidden={self.hidden}"
+
+
+class SLLConv2d(_SLL):
+    """x - 2 U'T relu(U x + b) for a convolution U of stride 1, 1-Lipschitz whatever its parameters are.
+
+    UU' is the convolution with the kernel of U correlated with itself; the absolute values of its taps are
+    summed, which bounds every frequency, and so circular images of every size. An image with zeros around it
+    is a part of a larger circular image, and T is the same at every pixel.
+
+    Args:
+        channels: of the images.
+        kernel_size: odd.
+        hidden: channels of b; by default `channels`.
+        padding_mode: "circular" or "zeros"; the image keeps its size.
+
+    Attributes:
+        weight: the kernel of U, (hidden, channels, kernel_size, kernel_size).
+        log_q: (hidden,), the logarithms of q.
+        bias: b, (hidden,).
+
+    Raises:
+        ValueError, TypeError: sizes that are not positive ints, an even kernel, another padding.
+
+    Source: Araujo et al., ICLR 2023, section 4.2. Chapter: layers/direct-parameterizations.
+    """
+
+    def __init__(
+        self, channels: int, kernel_size: int, hidden: int | None = None, padding_mode: str = "circular"
+    ):
+        super().__init__()
+        self.channels = checked_count(channels, "channels", least=1)
+        if checked_count(kernel_size, "kernel_size", least=1) % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, so that the image keeps its size, got {kernel_size}.")
+        self.kernel_size = kernel_size
+        self.hidden = channels if hidden is None else checked_count(hidden, "hidden", least=1)
+        self.padding_mode = checked_choice(padding_mode, "padding_mode", PADDINGS)
+        self.weight = nn.Parameter(torch.empty(self._kernel_shape()))
+        self.log_q = nn.Parameter(torch.empty(self.hidden))
+        self.bias = nn.Parameter(torch.empty(self.hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Normal entries whose rows have a norm of about 1, q = 1, a bias as in `nn.Conv2d`."""
+        inputs = self.channels * self.kernel_size**2
+        nn.init.normal_(self.weight, std=inputs**-0.5)
+        nn.init.zeros_(self.log_q)
+        reset_bias(self.bias, inputs)
+
+    def _kernel_shape(self):
+        return self.hidden, self.channels, self.kernel_size, self.kernel_size
+
+    def gram(self, weight: Tensor) -> Tensor:
+        """The taps of UU', in absolute values and summed."""
+        return F.conv2d(weight, weight, padding=self.kernel_size - 1).abs().sum((-2, -1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, channels, height, width) to the same shape."""
+        hidden = torch.relu(self._convolved(inputs, self.weight, self.bias))
+        scale = 2 * self.weights()[0]
+        return inputs - self._convolved(hidden * scale[:, None, None], _transposed(self.weight))
+
+    def _convolved(self, inputs, kernel, bias=None):
+        half = self.kernel_size // 2
+        if self.padding_mode == "zeros":
+            return F.conv2d(inputs, kernel, bias, padding=half)
+        return F.conv2d(F.pad(inputs, (half,) * 4, mode="circular"), kernel, bias)
+
+    def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Sequential:
+        """The same function as Conv2d, ReLU, Conv2d, by x = relu(x) - relu(-x)."""
+        U, bias, G = _pieces(self, self.weight.dtype)
+        identity = torch.zeros(self.channels, *self._kernel_shape()[1:]).to(U)
+        middle, channels = self.kernel_size // 2, range(self.channels)
+        identity[channels, channels, middle, middle] = 1
+        entering, leaving = torch.cat([U, identity, -identity]), torch.cat([G, identity, -identity], dim=1)
+        biases = torch.cat([bias, bias.new_zeros(2 * self.channels)])
+        return nn.Sequential(self._plain(entering, biases), nn.ReLU(), self._plain(leaving, None))
+
+    def _plain(self, kernel, bias):
+        layer = nn.utils.skip_init(
+            nn.Conv2d,
+            *kernel.shape[1::-1],
+            self.kernel_size,
+            padding=self.kernel_size // 2,
+            padding_mode=self.padding_mode,
+            bias=bias is not None,
+            dtype=kernel.dtype,
+            device=kernel.device,
+        )
+        with torch.no_grad():
+            layer.weight.copy_(kernel)
+            if bias is not None:
+                layer.bias.copy_(bias)
+        return layer
+
+    def extra_repr(self):
+        return (
+            f"channels={self.channels}, kernel_size={self.kernel_size}, hidden={self.hidden}, "
+            f"padding_mode={self.padding_mode!r}"
+        )
+
+
+def _transposed(kernel):
+    """The kernel of the transpose of a convolution that keeps the size."""
+    return kernel.flip(2, 3).transpose(0, 1)
+
+
+def _pieces(layer, dtype):
+    """(U, b, G) with G = -2 U'T; in float64 its entries are rounded once, and from float32 not at all."""
+    with torch.no_grad():
+        U, bias, (T,) = layer.weight.to(dtype), layer.bias.to(dtype), layer.materialise()
+        G = U * (-2 * T.to(dtype)).reshape(-1, *[1] * (U.ndim - 1))
+        return U, bias, G.T if U.ndim == 2 else _transposed(G)
+
+
+def _constant(layer, margin):
+    """max(1, 2 t - 1) with a bound t on |T^(1/2) U|^2: the eigenvalues of I - 2 U'TDU are in [1 - 2 t, 1].
+
+    t is the largest row sum of |T^(1/2) UU' T^(1/2)|, weighed by q T^(-1/2). Each entry of T^(1/2) U is
+    rounded twice, and each product of two rows is a sum.
+    """
+    with torch.no_grad():
+        T, U = (as_float64(tensor, "a weight") for tensor in (*layer.materialise(), layer.weight))
+        root = T.sqrt()
+        rows = U * root.reshape(-1, *[1] * (U.ndim - 1))
+        terms = U[0].numel() + 8
+        products = layer.gram(rows) + margin * gamma(terms) * layer.gram(rows.abs())
+        weights = _weights_of_rows(as_float64(layer.log_q, "log_q")) / torch.where(root > 0, root, 1.0)
+        largest = ((products @ weights) / weights).max().item()
+    squared = math.nextafter(largest * (1 + margin * gamma(products.numel() + 8)), math.inf)
+    return 1.0 if squared <= 1 else math.nextafter(2 * squared - 1, math.inf)
+
+
+@refusal.register(_SLL)
+def _refuse(layer):
+    shape = (layer.hidden, layer.features) if isinstance(layer, SLLLinear) else layer._kernel_shape()
+    if isinstance(layer, SLLConv2d):
+        if layer.padding_mode not in PADDINGS:
+            return (
+                f"has padding_mode={layer.padding_mode!r}: set it to one of {', '.join(map(repr, PADDINGS))}."
+            )
+        if layer.kernel_size % 2 == 0:
+            return f"has kernel_size={layer.kernel_size}, which is even: build it with an odd one."
+    return refuse_shapes(layer, weight=shape, log_q=(layer.hidden,), bias=(layer.hidden,))
+
+
+@output_shape.register(SLLLinear)
+def _linear_output_shape(layer, input_shape):
+    require_features(layer, input_shape, layer.features)
+    return input_shape
+
+
+@output_shape.register(SLLConv2d)
+def _convolution_output_shape(layer, input_shape):
+    least = max(1, layer.kernel_size // 2) if layer.padding_mode == "circular" else 1
+    if len(input_shape) != 3 or input_shape[0] != layer.channels or min(input_shape[1:]) < least:
+        takes = f"{layer.channels} channels of images of at least {least} by {least} pixels"
+        raise ValueError(f"{name_of(layer)} takes {takes}, got the sample shape {input_shape}.")
+    return input_shape
+
+
+@residual.register(SLLLinear)
+def _linear_residual(layer):
+    U, bias, G = _pieces(layer, torch.float64)
+    return nn.Identity(), nn.Sequential(plain_linear(U, bias), nn.ReLU(), plain_linear(G, None))
+
+
+@residual.register(SLLConv2d)
+def _convolution_residual(layer):
+    U, bias, G = _pieces(layer, torch.float64)
+    return nn.Identity(), nn.Sequential(layer._plain(U, bias), nn.ReLU(), layer._plain(G, None))
+
+
+for _kind in (SLLLinear, SLLConv2d):
+    register_block(_kind, _constant)
+    enclose.register(_kind, enclose_residual)

@@ -1,7 +1,23 @@
 """Layers with a Lipschitz constant that is known, each beside its contracts."""
 
 from lipbook.layers.activations import Abs, GroupSort, Householder, MaxMin
+from lipbook.layers.aol import AOLConv2d, AOLLinear
+from lipbook.layers.convolution import OrthogonalConv2d
+from lipbook.layers.exported import export
 from lipbook.layers.normalize import Normalize
+from lipbook.layers.orthogonal import OrthogonalLinear
 from lipbook.layers.residual import Residual
 
-__all__ = ["Abs", "GroupSort", "Householder", "MaxMin", "Normalize", "Residual"]
+__all__ = [
+    "AOLConv2d",
+    "AOLLinear",
+    "Abs",
+    "GroupSort",
+    "Householder",
+    "MaxMin",
+    "Normalize",
+    "OrthogonalConv2d",
+    "OrthogonalLinear",
+    "Residual",
+    "export",
+]

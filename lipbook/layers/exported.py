@@ -1,0 +1,55 @@
+"""`export`: a model whose layers hold their weights, instead of computing them.
+
+Chapter: layers/orthogonal-layers.
+"""
+
+import copy
+
+from torch import nn
+
+from lipbook.bound import UnsupportedLayerError
+from lipbook.contracts.definitions import checked_shape, output_shape
+from lipbook.contracts.guard import name_of, require_layer
+from lipbook.layers.parametrised import Parametrised
+from lipbook.layers.residual import Residual
+
+
+def export(model: nn.Sequential, input_shape: tuple[int, ...] | None = None) -> nn.Sequential:
+    """A copy of a model in which each layer that computes its weights is replaced by layers of torch.
+
+    Its outputs are those of the model up to rounding, and its weights are stored: bounds on them hold on
+    every machine. A block H x + G relu(W x + b) becomes Linear, ReLU, Linear by x = relu(x) - relu(-x): the
+    function is the same, and the product of the norms is not; bound it by `lipbook.sdp.lipsdp`.
+
+    Args:
+        model: an `nn.Sequential`, nesting and `Residual` allowed.
+        input_shape: the shape of one sample, for convolutions that depend on the size of the image.
+
+    Raises:
+        UnsupportedLayerError: not an `nn.Sequential` (a TypeError).
+        ValueError, TypeError: not a shape, one that a layer does not take, or None where one is needed.
+
+    Chapter: layers/orthogonal-layers.
+    """
+    require_layer(model)
+    if type(model) is not nn.Sequential:
+        raise UnsupportedLayerError(
+            f"export takes an nn.Sequential, got {name_of(model)}: wrap one layer as nn.Sequential(layer)."
+        )
+    shape = None if input_shape is None else checked_shape(input_shape)
+    return _exported(model, shape)
+
+
+def _exported(layer, shape):
+    if isinstance(layer, Parametrised):
+        return layer.plain(shape).train(layer.training)
+    if type(layer) is nn.Sequential:
+        exported = nn.Sequential()
+        for name, child in layer._modules.items():
+            exported.add_module(name, _exported(child, shape))
+            shape = None if shape is None else output_shape(child, shape)
+        exported.training = layer.training
+        return exported
+    if type(layer) is Residual:
+        return Residual(_exported(layer.module, shape)).train(layer.training)
+    return copy.deepcopy(layer)

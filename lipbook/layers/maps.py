@@ -1,0 +1,146 @@
+"""From a free matrix to an orthogonal one: a function for each map, all with exact gradients.
+
+Each takes matrices with any dimensions in front, of a real or (not bjorck, qr) complex
+dtype, and each output has norm at most 1 up to rounding. With n columns and m >= n rows the columns come out
+orthonormal, with m < n the rows.
+
+Sources: Cayley: Helfrich, Willmott and Ye, ICML 2018; tall: Trockman and Kolter, ICLR 2021, section 4.
+Bjorck: Bjorck and Bowie, SIAM J. Numer. Anal. 8, 1971; as a layer Anil, Lucas and Grosse, ICML 2019.
+Cholesky: Hu, Leino, Wang and Fredrikson, 2024. BRO: Lai et al., 2025. AOL: Prach and Lampert, ECCV 2022.
+
+Chapter: layers/orthogonal-layers.
+"""
+
+import torch
+from torch import Tensor
+
+BJORCK_STEPS = 25
+
+
+def cayley(free: Tensor) -> Tensor:
+    """(I - A)(I + A)^-1 of a skew matrix A, and its extension to tall matrices; (..., m, n) to the same.
+
+    With free = [U; V], U square, A = U - U* + V*V has A + A* = 2V*V >= 0, so that I + A is invertible, and
+    Q = [(I - A)(I + A)^-1; -2V(I + A)^-1] has orthonormal columns. Wide: the adjoint. A matrix with an entry
+    beyond eps^(-1/4), 54 in float32, is scaled down to it: beside larger ones I would be lost to rounding.
+    """
+    rows, columns = free.shape[-2:]
+    if rows < columns:
+        return cayley(free.mH).mH
+    free = free / (free.abs().amax((-2, -1), keepdim=True) * torch.finfo(free.dtype).eps ** 0.25).clamp(min=1)
+    top, rest = free[..., :columns, :], free[..., columns:, :]
+    skew = top - top.mH
+    if rows > columns:
+        skew = skew + rest.mH @ rest
+    identity = torch.eye(columns, dtype=free.dtype, device=free.device)
+    inverse = torch.linalg.inv_ex(identity + skew).inverse
+    square = 2 * inverse - identity
+    return torch.cat([square, rest @ (-2 * inverse)], dim=-2) if rows > columns else square
+
+
+def bjorck(free: Tensor) -> Tensor:
+    """The nearest orthogonal matrix by Newton's steps W <- W (3 I - W'W) / 2; (..., m, n) to the same.
+
+    A step takes a singular value s to 1.5 s - 0.5 s^3, which is at most 1 for s in [0, 2]: a norm that begins
+    at most at 1 stays there, wherever the iteration stops. It stops when another step would change nothing,
+    and after `BJORCK_STEPS` where singular values near 0 are still on their way to 1. The first norm is the
+    bound of Wolkowicz and Styan (1980) on the largest eigenvalue of W'W by its trace and Frobenius norm.
+    """
+    rows, columns = free.shape[-2:]
+    if rows < columns:
+        return bjorck(free.mT).mT
+    identity = torch.eye(columns, dtype=free.dtype, device=free.device)
+    weight = free / _largest_entry(free, (-2, -1))
+    gram = weight.mT @ weight
+    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    spread = torch.linalg.vector_norm(gram - mean * identity, dim=(-2, -1), keepdim=True)
+    square = _positive(mean + (1 - 1 / columns) ** 0.5 * spread)
+    for k in range(BJORCK_STEPS):
+        weight = weight @ ((1.5 * identity - gram * (0.5 / square)) / square.sqrt())
+        if k == BJORCK_STEPS - 1 or _is_settled(gram, square * identity):
+            break
+        gram, square = weight.mT @ weight, torch.ones_like(square)
+    return weight
+
+
+def _is_settled(gram, limit):
+    """Whether a step from this W'W ends within rounding of its limit: the step squares the distance."""
+    error = torch.linalg.vector_norm((gram - limit).detach(), dim=(-2, -1)) / limit[..., 0, 0].detach()
+    try:
+        return bool((error <= torch.finfo(gram.dtype).eps ** 0.5).all())
+    except RuntimeError:  # inside torch.vmap no number can be read: all the steps are taken
+        return False
+
+
+def qr(free: Tensor) -> Tensor:
+    """The Q of a QR decomposition whose R has a positive diagonal; (..., m, n) to the same.
+
+    Its gradient divides by R: it is not defined where the rank is not full.
+    """
+    rows, columns = free.shape[-2:]
+    if rows < columns:
+        return qr(free.mT).mT
+    q, r = torch.linalg.qr(free)
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(free.dtype)
+    return q * signs[..., None, :]
+
+
+def cholesky(free: Tensor) -> Tensor:
+    """X L^-* with LL* = X*X + E, E the diagonal of X*X times a ridge; with complex matrices too.
+
+    W*W = I - L^-1 E L^-* <= I: the ridge, which keeps the factorisation alive, falls on the safe side.
+    (..., m, n) to the same; where m < n, on the transpose.
+    """
+    rows, columns = free.shape[-2:]
+    if rows < columns:
+        return cholesky(free.mH).mH
+    tall = free / _largest_entry(free, (-2, -1))
+    gram = tall.mH @ tall
+    ridge = 2 * (columns + 8) * torch.finfo(free.dtype).eps
+    squares = gram.diagonal(dim1=-2, dim2=-1).real.clamp(min=torch.finfo(free.dtype).tiny)
+    factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge * squares)).L
+    return torch.linalg.solve_triangular(factor.mH, tall, upper=True, left=False)
+
+
+def projection(free: Tensor) -> Tensor:
+    """The orthogonal projection V (V*V)^-1 V* on the columns of V; (..., n, r) to (..., n, n), r <= n.
+
+    It is WW* for W of `cholesky` after one step of `bjorck`, which squares what the ridge left, so that its
+    eigenvalues are in [0, 1] whatever V is.
+    """
+    columns = cholesky(free)
+    identity = torch.eye(columns.shape[-1], dtype=free.dtype, device=free.device)
+    columns = columns @ (1.5 * identity - 0.5 * (columns.mH @ columns))
+    return columns @ columns.mH
+
+
+def block_reflector(free: Tensor) -> Tensor:
+    """I - 2 V (V*V)^-1 V*, which mirrors the columns of V; (..., n, r) to (..., n, n), symmetric."""
+    image = projection(free)
+    return torch.eye(image.shape[-1], dtype=free.dtype, device=free.device) - 2 * image
+
+
+def aol_scale(weight: Tensor) -> Tensor:
+    """d_j = (sum_i |W'W|_ij)^(-1/2), (..., m, n) to (..., n): W diag(d) has norm at most 1.
+
+    diag(d)^-2 - W'W is diagonally dominant, so at least 0.
+    """
+    return inverse_root((weight.mT @ weight).abs().sum(-1))
+
+
+def inverse_root(sums: Tensor) -> Tensor:
+    """(sums + tiny)^(-1/2): what is added keeps a column of zeros, and falls on the safe side."""
+    return (sums + torch.finfo(sums.dtype).tiny ** 0.5).rsqrt()
+
+
+def _largest_entry(free, dim):
+    """The largest absolute entry along these dimensions, 1 where all are 0, as a constant.
+
+    What follows does not depend on the scale, so that no gradient is lost.
+    """
+    return _positive(free.detach().abs().amax(dim, keepdim=True))
+
+
+def _positive(numbers):
+    """The numbers, with 1 in the place of 0."""
+    return torch.where(numbers > 0, numbers, 1.0)

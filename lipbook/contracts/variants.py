@@ -5,6 +5,7 @@ only those that the layer's own forward pass in train mode gives them.
 """
 
 import copy
+import functools
 import io
 
 import torch
@@ -31,17 +32,25 @@ def double_copy(layer: nn.Module) -> nn.Module:
 def faithful_copy(layer: nn.Module) -> tuple[nn.Module, float]:
     """A float64 copy that computes with the very numbers of the layer, and how far it may be from them.
 
-    Torch's parametrisations are replaced by their value, in the layer's own dtype. A layer of another make
-    may form its weight in its forward pass; in float64 that is another weight, by some roundings.
+    Torch's parametrisations are replaced by their value, in the layer's own dtype, and the library's own
+    layers keep theirs. A layer of another make may form its weight in its forward pass; in float64 that is
+    another weight, by some roundings.
     """
     duplicate = _deepcopy(layer)
+    stock = True
     for module in duplicate.modules():
         if parametrize.is_parametrized(module):
             _materialise(module)
-    stock = all(type(module).__module__.startswith("torch.nn.") for module in duplicate.modules())
+        stock &= fix_weights(module) or type(module).__module__.startswith("torch.nn.")
     precisions = [torch.finfo(tensor.dtype).eps for tensor in _floating(duplicate)]
     tolerance = 1e-9 if stock else max([1e-9, *(32 * eps for eps in precisions if eps > 1e-12)])
     return double_copy(duplicate), tolerance
+
+
+@functools.singledispatch
+def fix_weights(module: nn.Module) -> bool:
+    """Whether this copy of a layer, which computes its weights, was made to keep their present values."""
+    return False
 
 
 def draw_anew(layer, shape, generator):

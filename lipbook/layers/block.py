@@ -1,4 +1,4 @@
-"""`LipschitzResidual`: H x + G relu(W x + b), every block that one diagonal multiplier certifies.
+"""`LipschitzResidual`: H x + G relu(W x + b), the block that one diagonal multiplier certifies.
 
 P and Q are the blocks of a stack with orthonormal columns (Q is not itself orthogonal), [H; R'] is the
 constant times a contraction, and Psi is diagonal and positive. With
@@ -9,7 +9,7 @@ and any diagonal D with entries in [0, 1], which is what relu does to an increme
 rows of (I - 2 S D S') [H; R'], S = [P; -Q]: a reflection for D of zeros and ones, and never an expansion.
 
 Sandwich layers are the blocks with H = 0, SLL and CPL layers those with H = I. The parameterisation is the
-book's own; the Sandwich layer is from Wang and Manchester, ICML 2023.
+book's own.
 
 Chapter: layers/direct-parameterizations.
 """

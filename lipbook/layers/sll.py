@@ -62,8 +62,6 @@ def _weights_of_rows(log_q):
 class SLLLinear(_SLL):
     """x - 2 U'T relu(U x + b), 1-Lipschitz whatever its parameters are.
 
-    At the start U is orthogonal, or has orthonormal columns or rows, and q = 1.
-
     Args:
         features: the size of x.
         hidden: the size of b; by default `features`.
@@ -89,8 +87,8 @@ class SLLLinear(_SLL):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """An orthogonal U, q = 1, a bias as in `nn.Linear`."""
-        nn.init.orthogonal_(self.weight)
+        """U as Glorot and Bengio draw it, q = 1, a bias as in `nn.Linear`."""
+        nn.init.xavier_normal_(self.weight)
         nn.init.zeros_(self.log_q)
         reset_bias(self.bias, self.features)
 
@@ -152,11 +150,10 @@ class SLLConv2d(_SLL):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """Normal entries whose rows have a norm of about 1, q = 1, a bias as in `nn.Conv2d`."""
-        inputs = self.channels * self.kernel_size**2
-        nn.init.normal_(self.weight, std=inputs**-0.5)
+        """U as Glorot and Bengio draw it, q = 1, a bias as in `nn.Conv2d`."""
+        nn.init.xavier_normal_(self.weight)
         nn.init.zeros_(self.log_q)
-        reset_bias(self.bias, inputs)
+        reset_bias(self.bias, self.channels * self.kernel_size**2)
 
     def _kernel_shape(self):
         return self.hidden, self.channels, self.kernel_size, self.kernel_size

@@ -194,6 +194,39 @@ def _least_of(λ, weights, root=True, refuse=True):
     return square.abs().sqrt().item() if root else square.item()
 
 
+def _reads_of_images(k, n, mode):
+    x = torch.zeros(1, 1, n, n, requires_grad=True)
+    pad = nn.functional.pad(x, 4 * [(k - 1) // 2], mode=mode)
+    nn.functional.unfold(pad, k).sum().backward()
+    return x.grad
+
+
+def _one_after_the_other(first, second, s=1, flip=True):
+    """Block convolution, the taps of `second` s pixels apart."""
+    spread = second.new_zeros(*second.shape[:2], *(s * (k - 1) + 1 for k in second.shape[2:]))
+    spread[:, :, ::s, ::s] = second.flip(2, 3) if flip else second
+    border = [k - 1 for k in spread.shape[2:]]
+    return nn.functional.conv2d(first.transpose(0, 1), spread, padding=border).transpose(0, 1)
+
+
+def _shifted(c, turns):
+    kernel = torch.zeros(c, c, 3, 3, dtype=torch.float64)
+    kernel[range(c), range(c), [2 if i < turns else 1 for i in range(c)], 1] = 1.0
+    return kernel
+
+
+def _per_frequency(V, n, unitary, centre=True):
+    F = torch.fft.fft2(V, s=(n, n)).permute(2, 3, 0, 1).conj()
+    taps = torch.fft.fft2(unitary(F), dim=(0, 1)).real.permute(2, 3, 0, 1) / n**2
+    shift = (n - 1) // 2 - (V.shape[2] - 1) // 2 if centre else 0
+    return taps.roll((shift, shift), (2, 3))
+
+
+def _polar(F):
+    U, _, Wh = torch.linalg.svd(F)
+    return U @ Wh
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -389,4 +422,35 @@ WRONG = {
         lambda λ, weights: _least_of(λ, weights, refuse=False),
     ],
     "sdp/lipsdp/6": [lambda λ, δ: λ, lambda λ, δ: λ / δ, lambda λ, δ: 1.1 * λ / δ**2],
+    "layers/orthogonal-convolutions/1": [
+        ["isometry", "isometry", "co-isometry", "isometry"],
+        ["isometry", "both", "isometry", "both"],
+        ["co-isometry", "both", "isometry", "both"],
+    ],
+    "layers/orthogonal-convolutions/2": [
+        lambda k, n, mode: 1.0,
+        lambda k, n, mode: _reads_of_images(k, n, mode).max().item() / k**2,
+        lambda k, n, mode: _reads_of_images(k, n, mode).mean().sqrt().item() / k,
+    ],
+    "layers/orthogonal-convolutions/3": [(3, 8), (math.sqrt(3), 2.0), (math.sqrt(2), 2 * math.sqrt(2))],
+    "layers/orthogonal-convolutions/4": [
+        lambda first, second, s: _one_after_the_other(first, second),
+        lambda first, second, s: _one_after_the_other(first, second, s, flip=False),
+        lambda first, second, s: _one_after_the_other(first, second, s) / s,
+    ],
+    "layers/orthogonal-convolutions/5": [
+        lambda c, w: _shifted(c, 0),
+        lambda c, w: _shifted(c, -w),
+        lambda c, w: _shifted(c, w) / 2,
+    ],
+    "layers/orthogonal-convolutions/6": [
+        lambda V, n: _per_frequency(V, n, lambda F: F),
+        lambda V, n: _per_frequency(V, n, _polar, centre=False),
+        lambda V, n: _per_frequency(V, n, lambda F: -_polar(F)),
+    ],
+    "layers/orthogonal-convolutions/7": [
+        lambda K0, K1: (K0, K0 + K1),
+        lambda K0, K1: (K1 @ (K0 + K1).T, K0 + K1),
+        lambda K0, K1: (K0 @ (K0 + K1).T, (K0 + K1).T),
+    ],
 }

@@ -227,6 +227,26 @@ def _polar(F):
     return U @ Wh
 
 
+def _sll_steps(U):
+    return 1 / (U @ U.T).abs().sum(dim=1)
+
+
+def _square_norm(U):
+    return torch.linalg.matrix_norm(U, 2) ** 2
+
+
+def _maxmin(swap, sign, λ):
+    H = torch.eye(2).flip(0) if swap else torch.eye(2)
+    W = torch.tensor([[1.0, -1.0]])
+    return H, sign * W.T, W, torch.tensor([λ])
+
+
+def _pivots(H, G, W, λ, L, first=1.0, second=1.0):
+    K, D2 = H.T @ G + W.T * λ, 2 * λ.diag() - G.T @ G
+    corner = L**2 * torch.eye(H.shape[1], dtype=H.dtype) - first * H.T @ H
+    return corner - second * K @ torch.linalg.solve(D2, K.T), D2
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -452,5 +472,31 @@ WRONG = {
         lambda K0, K1: (K0, K0 + K1),
         lambda K0, K1: (K1 @ (K0 + K1).T, K0 + K1),
         lambda K0, K1: (K0 @ (K0 + K1).T, (K0 + K1).T),
+    ],
+    "layers/direct-parameterizations/1": [(1 / 25, 1, 1), (1 / 5, -1, 1), (1 / 25, -1, 2)],
+    "layers/direct-parameterizations/2": [
+        lambda V, ε: (V.T @ V).abs().sum(dim=0).rsqrt(),
+        lambda V, ε: ((V.T @ V).abs().amax(dim=0) + ε).rsqrt(),
+        lambda V, ε: (V.T @ V + ε).sum(dim=0).abs().rsqrt(),
+    ],
+    "layers/direct-parameterizations/3": [
+        lambda H, G, W, α, β: (H, (β - α) * G, W),
+        lambda H, G, W, α, β: (H + α * G @ W, β * G, W),
+        lambda H, G, W, α, β: (H + α * G @ W, (β - α) * G, (β - α) * W),
+    ],
+    "layers/direct-parameterizations/4": [
+        _maxmin(True, 1.0, 2.0),
+        _maxmin(True, 1.0, 0.5),
+        _maxmin(False, -1.0, 1.0),
+    ],
+    "layers/direct-parameterizations/5": [
+        lambda U: (1 / _square_norm(U).sqrt(), _sll_steps(U)),
+        lambda U: (1 / _square_norm(U), _sll_steps(U)),
+        lambda U: (1 / _square_norm(U), (1 / _square_norm(U)).expand(len(U))),
+    ],
+    "layers/direct-parameterizations/7": [
+        lambda H, G, W, λ, L: _pivots(H, G, W, λ, L, first=0.0),
+        lambda H, G, W, λ, L: _pivots(H, G, W, λ, L, second=-1.0),
+        lambda H, G, W, λ, L: _pivots(H, G, W, λ, L)[::-1],
     ],
 }

@@ -1,7 +1,8 @@
 """`OrthogonalConv2d`: a convolution that is orthogonal, or a contraction, whatever its parameters are.
 
-"bcop" and "patch" compute a kernel, and are convolutions of torch. "cayley" and "bro" compute a matrix for
-each frequency of the image, "soc" a Taylor polynomial of a convolution: their contracts stand here.
+"bcop" and "patch" compute a kernel, and are convolutions of torch. "cayley", "bro" and "soc" compute a matrix
+for each frequency of the image, or for "soc" with zeros around it a Taylor polynomial of a convolution: their
+contracts stand here.
 
 One assumption is not proved: in float64, torch's Fourier transforms and the Taylor polynomial lose at most
 2^-36 of the Euclidean norm of what they are given. The tests compare with matrices that are written out.
@@ -38,7 +39,7 @@ from lipbook.norms.spectral import spectral_norm
 
 METHODS = ("bcop", "patch", "soc", "cayley", "bro")
 KERNELS = ("bcop", "patch")
-FREQUENCIES = ("cayley", "bro")
+FREQUENCIES = ("soc", "cayley", "bro")  # where the image wraps around
 _LOST = 2.0**-36
 _CONTRACTS_UP_TO = 3.3  # below theta_12 = 3.37, where the polynomial of degree 12 is a contraction
 _LARGEST = 4096  # inputs of an operator that is written out
@@ -118,7 +119,7 @@ class OrthogonalConv2d(Parametrised):
             return f'method "{method}" has no stride, got {s}: use "bcop" or "patch".'
         if s == 1 and k % 2 == 0:
             return f"kernel_size must be odd at stride 1, got {k}: the image keeps its size."
-        if method in FREQUENCIES and self.padding_mode != "circular":
+        if method in ("cayley", "bro") and self.padding_mode != "circular":
             return f'method "{method}" knows images that wrap around only: use padding_mode="circular".'
         if method == "soc" and self.in_channels != self.out_channels:
             counts = f"{self.in_channels} and {self.out_channels}"
@@ -153,7 +154,7 @@ class OrthogonalConv2d(Parametrised):
         return self.weights()[0]
 
     def compute(self, *size: int) -> tuple[Tensor]:
-        """The kernel; for "soc" that of A, for "cayley" and "bro" a complex matrix for each frequency."""
+        """The kernel, for "soc" with zeros that of A; otherwise a complex matrix for each frequency."""
         free = wide(self.free)
         if self.method in KERNELS:
             channels, s = self._inner_channels(), self.stride
@@ -163,8 +164,12 @@ class OrthogonalConv2d(Parametrised):
             kernel = filters.paraunitary(matrix, wide(self.free_projections))
             return (kernel[:, : self.in_channels],)
         if self.method == "soc":
-            return (filters.skew(free),)
+            free = filters.skew(free)
+        if not self._has_symbols():
+            return (free,)
         blocks = filters.symbols(free, size)
+        if self.method == "soc":
+            return (filters.exponential(blocks),)
         if self.method == "cayley":
             return (maps.cayley(blocks),)
         return (maps.block_reflector(blocks)[:, : self.out_channels, : self.in_channels],)
@@ -176,7 +181,10 @@ class OrthogonalConv2d(Parametrised):
 
     def _size(self, size):
         """What the weights depend on."""
-        return tuple(size) if self.method in FREQUENCIES else ()
+        return tuple(size) if self._has_symbols() else ()
+
+    def _has_symbols(self):
+        return self.method in FREQUENCIES and self.padding_mode == "circular"
 
     def _padding(self):
         return (self.kernel_size - self.stride + 1) // 2
@@ -184,11 +192,11 @@ class OrthogonalConv2d(Parametrised):
     def _apply_weights(self, inputs, weight, bias):
         if self.method in KERNELS:
             border = self._padding()
-            if border and self.padding_mode == "circular":
-                return F.conv2d(F.pad(inputs, [border] * 4, mode="circular"), weight, bias, self.stride)
+            if self.padding_mode == "circular":
+                return F.conv2d(filters.wrap(inputs, border), weight, bias, self.stride)
             return F.conv2d(inputs, weight, bias, self.stride, border)
-        if self.method == "soc":
-            images = filters.exponential(inputs, weight, self.padding_mode)
+        if not self._has_symbols():
+            images = filters.convolve_exponential(inputs, weight)
         else:
             if inputs.dtype not in (torch.float32, torch.float64):
                 raise TypeError(
@@ -240,7 +248,7 @@ def _refuse(layer):
     problem = layer._conflict()
     if problem:
         return f"has attributes that it could not be built with: {problem}"
-    if layer.method in FREQUENCIES and layer.free.dtype not in (torch.float32, torch.float64):
+    if layer._has_symbols() and layer.free.dtype not in (torch.float32, torch.float64):
         return f'has a free parameter of {layer.free.dtype}, and computes in float32 at least: use "bcop".'
     return refuse_shapes(layer, **layer._free_shapes())
 
@@ -253,7 +261,7 @@ def _output_shape(layer, input_shape):
     wraps = layer.padding_mode == "circular"
     if wraps and any(size % s for size in input_shape[1:]):
         raise not_taken(layer, input_shape, f"images whose sides the stride {s} divides")
-    least = max(border, 1) if wraps and layer.method not in FREQUENCIES else 1
+    least = max(border, 1) if wraps and not layer._has_symbols() else 1
     if min(input_shape[1:]) < max(least, k - 2 * border):
         raise not_taken(layer, input_shape, f"images of at least {max(least, k - 2 * border)} pixels a side")
     return (layer.out_channels, *((size + 2 * border - k) // s + 1 for size in input_shape[1:]))
@@ -267,7 +275,7 @@ def _lipschitz(layer, norm, input_shape):
         return plain_lipschitz(layer, norm, input_shape)
     if norm == math.inf:
         least, method = functools.partial(_row_sums, input_shape=input_shape), "row sums"
-    elif layer.method == "soc":
+    elif not layer._has_symbols():
         least, method = _polynomial_norm, "contraction by its degree"
     else:
         least, method = functools.partial(_blocks_norm, input_shape=input_shape), "largest frequency"

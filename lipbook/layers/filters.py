@@ -19,21 +19,12 @@ DEGREE = 12
 REACH = math.pi  # the Taylor polynomial of degree 12 is a contraction up to |A| = 3.37
 
 
-def block_convolution(first: Tensor, second: Tensor) -> Tensor:
-    """The kernel of the convolution with `first`, followed by that with `second`.
-
-    (b, a, k_h, k_w) and (c, b, l_h, l_w) to (c, a, k_h + l_h - 1, k_w + l_w - 1): the taps of the product of
-    two matrix polynomials.
-    """
-    border = [size - 1 for size in second.shape[2:]]
-    return F.conv2d(first.transpose(0, 1), second.flip(2, 3), padding=border).transpose(0, 1)
-
-
 def paraunitary(matrix: Tensor, free: Tensor) -> Tensor:
     """An orthogonal kernel from a matrix with orthonormal rows or columns and from free projections.
 
     Each pair of projections P makes two factors [P, I - P], one along each axis. At the frequency w a factor
     is P + (I - P) e^{iw}, of norm at most 1 for eigenvalues of P in [0, 1], and unitary for those 0 and 1.
+    The kernel is the block convolution of all of them, followed by the matrix.
 
     Args:
         matrix: (c_out, c, s, s), the last factor, which strides by s.
@@ -42,14 +33,12 @@ def paraunitary(matrix: Tensor, free: Tensor) -> Tensor:
     Returns:
         (c_out, c, s + count, s + count).
     """
-    channels = matrix.shape[1]
-    kernel = torch.eye(channels, dtype=matrix.dtype, device=matrix.device)[:, :, None, None]
-    images = projection(free)
-    for k, image in enumerate(images):
-        kept = torch.einsum("ij,jkhw->ikhw", image, kernel)
-        ahead, behind = ((0, 1), (1, 0)) if k % 2 else ((0, 0, 0, 1), (0, 0, 1, 0))
-        kernel = F.pad(kept, ahead) + F.pad(kernel - kept, behind)
-    return block_convolution(kernel, matrix)
+    kernel = matrix.permute(2, 3, 0, 1)
+    for k, image in enumerate(projection(free)):
+        kept, axis = kernel @ image, k % 2
+        nothing = torch.zeros_like(kept.narrow(axis, 0, 1))
+        kernel = torch.cat([kept, nothing], axis) + torch.cat([nothing, kernel - kept], axis)
+    return kernel.permute(2, 3, 0, 1)
 
 
 def symbols(kernel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -76,9 +65,9 @@ def _waves(size, taps, like):
 def apply_symbols(inputs: Tensor, blocks: Tensor) -> Tensor:
     """The circular convolution of a batch (batch, c_in, h, w) by its matrix at each frequency."""
     size = inputs.shape[-2:]
-    spectrum = torch.fft.rfft2(inputs).flatten(2).permute(2, 1, 0)
-    images = (blocks @ spectrum).permute(2, 1, 0)
-    return torch.fft.irfft2(images.unflatten(2, (size[0], size[1] // 2 + 1)), s=size)
+    spectrum = torch.fft.rfft2(inputs).permute(2, 3, 0, 1)
+    images = spectrum @ blocks.unflatten(0, spectrum.shape[:2]).mT
+    return torch.fft.irfft2(images.permute(2, 3, 0, 1), s=size)
 
 
 def skew(free: Tensor) -> Tensor:
@@ -97,18 +86,38 @@ def skew(free: Tensor) -> Tensor:
     return kernel * (REACH / bound.clamp(min=REACH))
 
 
-def exponential(inputs: Tensor, kernel: Tensor, padding_mode: str) -> Tensor:
-    """The Taylor polynomial of degree 12 of exp(A) on a batch, A the convolution with a skew kernel."""
+def exponential(matrices: Tensor) -> Tensor:
+    """The Taylor polynomial of degree 12 of the exponential, (..., c, c) to the same, in five products."""
+    powers = [torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device), matrices]
+    for _ in range(3):
+        powers.append(powers[-1] @ matrices)
+    total = powers[4] / math.factorial(12)
+    for start in (8, 4, 0):
+        total = total + sum(powers[k] / math.factorial(start + k) for k in range(4))
+        total = total @ powers[4] if start else total
+    return total
+
+
+def convolve_exponential(inputs: Tensor, kernel: Tensor) -> Tensor:
+    """The same polynomial of the convolution with a kernel, zeros around the image, on a batch."""
     total = term = inputs
     for k in range(1, DEGREE + 1):
-        term = convolve(term, kernel / k, padding_mode)
+        term = convolve(term, kernel / k, "zeros")
         total = total + term
     return total
 
 
 def convolve(inputs: Tensor, kernel: Tensor, padding_mode: str, bias: Tensor | None = None) -> Tensor:
     """The 'same' convolution of a batch with a kernel of odd size."""
-    border = [size // 2 for size in kernel.shape[2:]]
+    border = kernel.shape[-1] // 2
     if padding_mode == "zeros":
         return F.conv2d(inputs, kernel, bias, padding=border)
-    return F.conv2d(F.pad(inputs, [border[1]] * 2 + [border[0]] * 2, mode="circular"), kernel, bias)
+    return F.conv2d(wrap(inputs, border), kernel, bias)
+
+
+def wrap(inputs: Tensor, border: int) -> Tensor:
+    """A batch of images with so many pixels more on each side, from the opposite one."""
+    if border == 0:
+        return inputs
+    inputs = torch.cat([inputs[..., -border:, :], inputs, inputs[..., :border, :]], -2)
+    return torch.cat([inputs[..., -border:], inputs, inputs[..., :border]], -1)

@@ -42,19 +42,22 @@ def bjorck(free: Tensor) -> Tensor:
     """The nearest orthogonal matrix by Newton's steps W <- W (3 I - W'W) / 2; (..., m, n) to the same.
 
     A step takes a singular value s to 1.5 s - 0.5 s^3, which is at most 1 for s in [0, 2]: a norm that begins
-    at most at 1 stays there, wherever the iteration stops. It stops when another step would change nothing,
-    and after `BJORCK_STEPS` where singular values near 0 are still on their way to 1. The first norm is the
-    bound of Wolkowicz and Styan (1980) on the largest eigenvalue of W'W by its trace and Frobenius norm.
+    at most at 2 is at most 1 from then on, wherever the iteration stops. It stops when another step would
+    change nothing, and after `BJORCK_STEPS` where singular values near 0 are still on their way to 1. W is
+    scaled at first so that the bound of Wolkowicz and Styan (1980) on the largest eigenvalue of W'W, by its
+    trace and Frobenius norm, is in [1/2, 2].
     """
     rows, columns = free.shape[-2:]
     if rows < columns:
         return bjorck(free.mT).mT
     identity = torch.eye(columns, dtype=free.dtype, device=free.device)
-    weight = free / _largest_entry(free, (-2, -1))
+    largest = _positive(free.abs().amax((-2, -1), keepdim=True))
+    weight = free / (largest / largest.clamp(2.0**-20, 2.0**20))  # so that squares are within the floats
     gram = weight.mT @ weight
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     spread = torch.linalg.vector_norm(gram - mean * identity, dim=(-2, -1), keepdim=True)
     square = _positive(mean + (1 - 1 / columns) ** 0.5 * spread)
+    square = square / square.clamp(0.5, 2)
     for k in range(BJORCK_STEPS):
         weight = weight @ ((1.5 * identity - gram * (0.5 / square)) / square.sqrt())
         if k == BJORCK_STEPS - 1 or _is_settled(gram, square * identity):
@@ -66,8 +69,9 @@ def bjorck(free: Tensor) -> Tensor:
 def _is_settled(gram, limit):
     """Whether a step from this W'W ends within rounding of its limit: the step squares the distance."""
     error = torch.linalg.vector_norm((gram - limit).detach(), dim=(-2, -1)) / limit[..., 0, 0].detach()
+    rounding = 4 * gram.shape[-1] ** 0.5 * torch.finfo(gram.dtype).eps
     try:
-        return bool((error <= torch.finfo(gram.dtype).eps ** 0.5).all())
+        return bool((0.75 * error.square() <= rounding).all())
     except RuntimeError:  # inside torch.vmap no number can be read: all the steps are taken
         return False
 

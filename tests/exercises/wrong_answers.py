@@ -247,6 +247,13 @@ def _pivots(H, G, W, λ, L, first=1.0, second=1.0):
     return corner - second * K @ torch.linalg.solve(D2, K.T), D2
 
 
+def _taylor(A, degree):
+    terms = [torch.eye(len(A), dtype=A.dtype)]
+    for k in range(1, degree + 1):
+        terms.append(terms[-1] @ A / k)
+    return sum(terms)
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -442,6 +449,21 @@ WRONG = {
         lambda λ, weights: _least_of(λ, weights, refuse=False),
     ],
     "sdp/lipsdp/6": [lambda λ, δ: λ, lambda λ, δ: λ / δ, lambda λ, δ: 1.1 * λ / δ**2],
+    "layers/orthogonal-layers/1": [(4096 - 64, 585, 1024), (2016, 640 - 10, 1024), (2016, 585, 64 * 32)],
+    "layers/orthogonal-layers/3": [2.0, math.sqrt(5 / 3), 0.0],
+    "layers/orthogonal-layers/4": [
+        lambda Q: torch.linalg.solve(
+            torch.eye(len(Q), dtype=Q.dtype) + Q, Q - torch.eye(len(Q), dtype=Q.dtype)
+        ),
+        lambda Q: (Q.T - Q) / 2,
+        lambda Q: torch.linalg.solve(torch.eye(len(Q), dtype=Q.dtype) + Q, (Q.T - Q) / 2),
+    ],
+    "layers/orthogonal-layers/6": [
+        lambda A: _taylor(A, 6),
+        lambda A: _taylor(A, 6) / torch.linalg.matrix_norm(A).exp(),
+        lambda A: _taylor(A, 6) / (1 + torch.linalg.matrix_norm(A) ** 7 / math.factorial(8)),
+    ],
+    "layers/orthogonal-layers/7": [(1, 4, 4), (2, 1, 4), (2, 4, 5)],
     "layers/orthogonal-convolutions/1": [
         ["isometry", "isometry", "co-isometry", "isometry"],
         ["isometry", "both", "isometry", "both"],

@@ -219,12 +219,12 @@ class OrthogonalConv2d(Parametrised):
             raise _needs_size(self)
         shape = _output_shape(self, input_shape)
         if self.padding_mode == "zeros":
-            matrix = _matrix(self, input_shape).to(self.free.dtype)
+            matrix = _matrix(self, input_shape).to(self.free)
             bias = None if self.bias is None else self.bias.repeat_interleave(numel(shape[1:]))
             return nn.Sequential(nn.Flatten(), plain_linear(matrix, bias), nn.Unflatten(1, shape))
         response = _response(self, input_shape[1:])
         centre = [(size - 1) // 2 for size in input_shape[1:]]
-        kernel = response.flip(2, 3).roll([centre[0] + 1, centre[1] + 1], (2, 3)).to(self.free.dtype)
+        kernel = response.flip(2, 3).roll([centre[0] + 1, centre[1] + 1], (2, 3)).to(self.free)
         return plain_convolution(kernel, self.bias, padding="same", padding_mode="circular")
 
     def extra_repr(self):

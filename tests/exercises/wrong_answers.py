@@ -461,7 +461,7 @@ WRONG = {
     "layers/orthogonal-layers/6": [
         lambda A: _taylor(A, 6),
         lambda A: _taylor(A, 6) / torch.linalg.matrix_norm(A).exp(),
-        lambda A: _taylor(A, 6) / (1 + torch.linalg.matrix_norm(A) ** 7 / math.factorial(8)),
+        lambda A: _taylor(A, 6) / (1 + torch.linalg.matrix_norm(A) ** 6 / math.factorial(6)),
     ],
     "layers/orthogonal-layers/7": [(1, 4, 4), (2, 1, 4), (2, 4, 5)],
     "layers/orthogonal-convolutions/1": [

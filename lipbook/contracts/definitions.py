@@ -192,7 +192,7 @@ def residual(block: nn.Module) -> tuple[nn.Module, nn.Module]:
 
     Returns:
         skip, a linear layer with the contract `affine` (`nn.Identity()` where the block computes x + f(x)),
-        and f, a layer or an `nn.Sequential`. Weights that are products may be rounded once, to float64.
+        and f, a layer or an `nn.Sequential`.
 
     Raises:
         UnsupportedLayerError: as `lipschitz`, of the block or of a layer in f.

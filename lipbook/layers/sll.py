@@ -26,37 +26,45 @@ from lipbook.layers.parametrised import Parametrised, wide
 from lipbook.layers.residual import enclose_residual
 from lipbook.norms.spectral import gamma
 
-_SMALLEST = 1e-12  # of the sums, in units of the largest entry where that is above 1: T is at most 1e12
+_SMALLEST = 1e-12  # what the sums are raised by, on the safe side: T is at most 1e12
 _DOWN = 2.0**-32  # of T, relatively: what rounds it and its proof in float64 is less
 _WIDEST = 40.0  # of log q: smaller entries are read as e^-40 times the largest
 PADDINGS = ("circular", "zeros")
 
 
 class _SLL(Parametrised):
-    """What the dense layer and the convolution share: the parameters `weight`, `log_q` and `bias`, and T."""
+    """What the dense layer and the convolution share: the parameters `weight`, `log_q` and `bias`.
+
+    The forward pass uses V = T^(1/2) U and c = T^(1/2) b, because T may be beyond the floats: relu passes
+    positive factors on, so that 2 U'T relu(U x + b) is 2 V' relu(V x + c).
+    """
 
     def gram(self, weight: Tensor) -> Tensor:
         """(hidden, hidden), at least the absolute values of UU'."""
         raise NotImplementedError
 
-    def compute(self) -> tuple[Tensor]:
-        """The diagonal T, (hidden,), rounded down."""
-        weight, q = wide(self.weight), _weights_of_rows(wide(self.log_q))
-        largest = (
-            weight.detach().abs().amax().clamp(min=1)
-        )  # T does not depend on it, but the sums may overflow
-        sums = self.gram(weight / largest) @ q / q + _SMALLEST
+    def diagonal(self) -> Tensor:
+        """T, (hidden,), in at least float32: infinite or 0 where it is beyond the floats."""
+        unit, _, roots = self._rooted(wide(self.weight), wide(self.log_q))
+        return (roots / unit) ** 2
+
+    def _rooted(self, weight, log_q):
+        """(s, q, s T^(1/2)), where s is the largest weight or 1, so that the sums are finite.
+
+        Neither s nor a common factor of q changes T, and so they pass no gradient.
+        """
+        unit = weight.detach().abs().amax().clamp(min=1)
+        q = (log_q - log_q.detach().amax()).clamp(min=-_WIDEST).exp()
+        sums = self.gram(weight / unit) @ q / q + _SMALLEST
         down = 1 - max(32 * torch.finfo(weight.dtype).eps, _DOWN)
-        diagonal = down / sums / largest / largest
-        if self.weight.dtype != weight.dtype:
-            stored = torch.finfo(self.weight.dtype)
-            diagonal = ((1 - stored.eps) * diagonal).clamp(max=stored.max)
-        return (diagonal,)
+        return unit, q, (down / sums).sqrt()
 
-
-def _weights_of_rows(log_q):
-    """q up to a factor, between e^-40 and 1: every positive q gives a T."""
-    return (log_q - log_q.detach().amax()).clamp(min=-_WIDEST).exp()
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """(V, c) from the parameters."""
+        weight = wide(self.weight)
+        unit, _, roots = self._rooted(weight, wide(self.log_q))
+        V = (weight / unit) * roots.reshape(-1, *[1] * (weight.ndim - 1))
+        return V, wide(self.bias) / unit * roots
 
 
 class SLLLinear(_SLL):
@@ -98,13 +106,13 @@ class SLLLinear(_SLL):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, ..., features) to the same shape."""
-        hidden = torch.relu(F.linear(inputs, self.weight, self.bias))
-        return inputs - F.linear(hidden * (2 * self.weights()[0]), self.weight.mT)
+        V, c = self.weights()
+        return inputs - 2 * F.linear(torch.relu(F.linear(inputs, V, c)), V.mT)
 
     def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Sequential:
         """The same function as Linear, ReLU, Linear, by x = relu(x) - relu(-x)."""
-        U, bias, G = _pieces(self, self.weight.dtype)
-        return plain_block(torch.eye(self.features).to(U), G, U, bias)
+        V, c = self.materialise()
+        return plain_block(torch.eye(self.features).to(V), -2 * V.T, V, c)
 
     def extra_repr(self):
         return f"features={self.features}, hidden={self.hidden}"
@@ -164,9 +172,8 @@ class SLLConv2d(_SLL):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width) to the same shape."""
-        hidden = torch.relu(self._convolved(inputs, self.weight, self.bias))
-        scale = 2 * self.weights()[0]
-        return inputs - self._convolved(hidden * scale[:, None, None], _transposed(self.weight))
+        V, c = self.weights()
+        return inputs - 2 * self._convolved(torch.relu(self._convolved(inputs, V, c)), _transposed(V))
 
     def _convolved(self, inputs, kernel, bias=None):
         half = self.kernel_size // 2
@@ -176,12 +183,13 @@ class SLLConv2d(_SLL):
 
     def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Sequential:
         """The same function as Conv2d, ReLU, Conv2d, by x = relu(x) - relu(-x)."""
-        U, bias, G = _pieces(self, self.weight.dtype)
-        identity = torch.zeros(self.channels, *self._kernel_shape()[1:]).to(U)
+        V, c = self.materialise()
+        identity = torch.zeros(self.channels, *self._kernel_shape()[1:]).to(V)
         middle, channels = self.kernel_size // 2, range(self.channels)
         identity[channels, channels, middle, middle] = 1
-        entering, leaving = torch.cat([U, identity, -identity]), torch.cat([G, identity, -identity], dim=1)
-        biases = torch.cat([bias, bias.new_zeros(2 * self.channels)])
+        entering = torch.cat([V, identity, -identity])
+        leaving = torch.cat([-2 * _transposed(V), identity, -identity], dim=1)
+        biases = torch.cat([c, c.new_zeros(2 * self.channels)])
         return nn.Sequential(self._plain(entering, biases), nn.ReLU(), self._plain(leaving, None))
 
     def _plain(self, kernel, bias):
@@ -213,29 +221,18 @@ def _transposed(kernel):
     return kernel.flip(2, 3).transpose(0, 1)
 
 
-def _pieces(layer, dtype):
-    """(U, b, G) with G = -2 U'T; in float64 its entries are rounded once, and from float32 not at all."""
-    with torch.no_grad():
-        U, bias, (T,) = layer.weight.to(dtype), layer.bias.to(dtype), layer.materialise()
-        G = U * (-2 * T.to(dtype)).reshape(-1, *[1] * (U.ndim - 1))
-        return U, bias, G.T if U.ndim == 2 else _transposed(G)
-
-
 def _constant(layer, margin):
-    """max(1, 2 t - 1) with a bound t on |T^(1/2) U|^2: the eigenvalues of I - 2 U'TDU are in [1 - 2 t, 1].
+    """max(1, 2 t - 1) with a bound t on |V|^2: the eigenvalues of I - 2 V'DV are in [1 - 2 t, 1].
 
-    t is the largest row sum of |T^(1/2) UU' T^(1/2)|, weighed by q T^(-1/2). Each entry of T^(1/2) U is
-    rounded twice, and each product of two rows is a sum.
+    t is the largest row sum of |VV'|, weighed by q T^(-1/2), or by any other positive numbers.
     """
     with torch.no_grad():
-        T, U = (as_float64(tensor, "a weight") for tensor in (*layer.materialise(), layer.weight))
-        root = T.sqrt()
-        rows = U * root.reshape(-1, *[1] * (U.ndim - 1))
-        terms = U[0].numel() + 8
-        products = layer.gram(rows) + margin * gamma(terms) * layer.gram(rows.abs())
-        weights = _weights_of_rows(as_float64(layer.log_q, "log_q")) / torch.where(root > 0, root, 1.0)
-        largest = ((products @ weights) / weights).max().item()
-    squared = math.nextafter(largest * (1 + margin * gamma(products.numel() + 8)), math.inf)
+        V = as_float64(layer.materialise()[0], "a weight")
+        weight, log_q = as_float64(layer.weight, "weight"), as_float64(layer.log_q, "log_q")
+        _, q, roots = layer._rooted(weight, log_q)
+        products = layer.gram(V) + margin * gamma(V[0].numel() + 4) * layer.gram(V.abs())
+        largest = (products @ (q / roots) / (q / roots)).max().item()
+    squared = math.nextafter(largest * (1 + margin * gamma(len(V) + 8)), math.inf)
     return 1.0 if squared <= 1 else math.nextafter(2 * squared - 1, math.inf)
 
 
@@ -269,14 +266,15 @@ def _convolution_output_shape(layer, input_shape):
 
 @residual.register(SLLLinear)
 def _linear_residual(layer):
-    U, bias, G = _pieces(layer, torch.float64)
-    return nn.Identity(), nn.Sequential(plain_linear(U, bias), nn.ReLU(), plain_linear(G, None))
+    V, c = layer.materialise()
+    return nn.Identity(), nn.Sequential(plain_linear(V, c), nn.ReLU(), plain_linear(-2 * V.T, None))
 
 
 @residual.register(SLLConv2d)
 def _convolution_residual(layer):
-    U, bias, G = _pieces(layer, torch.float64)
-    return nn.Identity(), nn.Sequential(layer._plain(U, bias), nn.ReLU(), layer._plain(G, None))
+    V, c = layer.materialise()
+    leaving = layer._plain(-2 * _transposed(V), None)
+    return nn.Identity(), nn.Sequential(layer._plain(V, c), nn.ReLU(), leaving)
 
 
 for _kind in (SLLLinear, SLLConv2d):

@@ -132,6 +132,8 @@ def expand(layer: nn.Module, blocks: bool = True) -> tuple[nn.Module, ...]:
     other contract, and not this one, is a primitive. What the function returns is expanded in turn.
     """
     require_layer(layer)
+    if not isinstance(blocks, bool):
+        raise TypeError(f"blocks must be True or False, got {blocks!r}.")
     owner = owner_of(layer, *REGISTRIES.values())
     if owner is None:
         raise no_contract(layer, "expand")

@@ -57,6 +57,8 @@ class SandwichLinear(Parametrised):
         self.activation = checked_choice(activation, "activation", tuple(ACTIVATIONS))
         self.free = nn.Parameter(torch.empty(out_features + in_features, out_features))
         self.psi = nn.Parameter(torch.empty(out_features))
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be True or False, got {bias!r}.")
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
         self.reset_parameters()
 

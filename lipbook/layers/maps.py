@@ -101,7 +101,7 @@ def cholesky(free: Tensor) -> Tensor:
     tall = free / _largest_entry(free, (-2, -1))
     gram = tall.mH @ tall
     ridge = 2 * (columns + 8) * torch.finfo(free.dtype).eps
-    squares = gram.diagonal(dim1=-2, dim2=-1).real.clamp(min=torch.finfo(free.dtype).tiny)
+    squares = gram.diagonal(dim1=-2, dim2=-1).real.clamp(min=torch.finfo(free.dtype).tiny ** 0.5)
     factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge * squares)).L
     return torch.linalg.solve_triangular(factor.mH, tall, upper=True, left=False)
 

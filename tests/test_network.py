@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from lipbook import UnsupportedLayerError
-from lipbook.contracts import output_shape
-from lipbook.layers import MaxMin, Normalize, Residual
+from lipbook.contracts import expand, output_shape
+from lipbook.layers import MaxMin, Normalize, Residual, SandwichLinear
 from lipbook.network import checked_logits, count_logits, pairs_of, read, split_head
 
 NESTED = nn.Sequential(
@@ -30,6 +30,30 @@ def test_without_a_shape_no_shape_is_known():
     steps = read(NESTED)
     assert [type(step.layer) for step in steps] == [type(step.layer) for step in read(NESTED, (3, 4))]
     assert all(step.input_shape is None and step.output_shape is None for step in steps)
+
+
+class Doubled(nn.Module):
+    """A block that says what it is made of, and has no Lipschitz contract of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.Sequential(nn.Linear(3, 3), nn.Sequential(SandwichLinear(3, 3)))
+
+    def forward(self, inputs):
+        return self.parts(inputs)
+
+
+expand.register(Doubled, lambda layer: (layer.parts,))
+
+
+def test_a_block_with_a_constant_of_its_own_stays_whole_and_another_is_taken_apart():
+    sandwich, other = SandwichLinear(3, 3), Doubled()
+    model = nn.Sequential(nn.Sequential(sandwich), other)
+    assert [step.layer for step in read(model, (3,))] == [sandwich, other.parts[0], other.parts[1][0]]
+    assert [type(layer) for layer in expand(model)] == [
+        *[nn.Linear, nn.ReLU, nn.Linear, nn.Linear],
+        *[nn.Linear, nn.ReLU, nn.Linear],
+    ]
 
 
 def test_a_layer_that_appears_twice_is_read_twice():

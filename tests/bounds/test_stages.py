@@ -12,7 +12,19 @@ from lipbook import contracts
 from lipbook.bound import UnsupportedLayerError
 from lipbook.bounds.stages import Bend, Comparison, Linear, chain_of, flat
 from lipbook.contracts import spatial
-from lipbook.layers import Abs, GroupSort, Householder, MaxMin, Normalize, Residual
+from lipbook.layers import (
+    Abs,
+    GroupSort,
+    Householder,
+    LipschitzResidual,
+    MaxMin,
+    Normalize,
+    Residual,
+    SandwichLinear,
+    SLLConv2d,
+    SLLLinear,
+)
+from lipbook.layers.residual import enclose_residual
 from lipbook.network import Step, read
 
 
@@ -90,6 +102,48 @@ def blocks():
     yield "Residual of nothing", Residual(nn.Sequential()), (4,)
 
 
+class Skipped(nn.Module):
+    """skip(x) + module(x)."""
+
+    def __init__(self, skip, module):
+        super().__init__()
+        self.skip, self.module = skip, module
+
+    def forward(self, inputs):
+        return self.skip(inputs) + self.module(inputs)
+
+
+contracts.residual.register(Skipped, lambda layer: (layer.skip, layer.module))
+contracts.enclose.register(Skipped, enclose_residual)
+contracts.output_shape.register(Skipped, lambda layer, shape: contracts.output_shape(layer.module, shape))
+
+
+def skips():
+    yield "a skip to more numbers", Skipped(nn.Linear(2, 3), nn.Sequential(nn.Linear(2, 3), nn.ReLU())), (2,)
+    yield (
+        "a skip to fewer, around MaxMin",
+        Skipped(nn.Conv2d(2, 2, 2), nn.Sequential(MaxMin(), nn.Conv2d(2, 2, 2))),
+        (2, 3, 3),
+    )
+    yield (
+        "a skip that is rounded",
+        Skipped(normalised(), nn.Sequential(nn.Conv2d(2, 2, 1), nn.Tanh())),
+        (2, 3, 3),
+    )
+    yield (
+        "a block in a block",
+        Residual(nn.Sequential(SandwichLinear(4, 3), LipschitzResidual(3, 2, 4))),
+        (4,),
+    )
+    yield "SLLLinear", SLLLinear(3, 5), (3,)
+    yield "SLLLinear on rows", SLLLinear(3), (2, 3)
+    for mode in ("circular", "zeros"):
+        yield f"SLLConv2d {mode}", SLLConv2d(2, 3, 1, mode), (2, 3, 2)
+    yield "SandwichLinear", SandwichLinear(3, 5), (3,)
+    yield "SandwichLinear, tanh", SandwichLinear(5, 2, "tanh", bias=False), (5,)
+    yield "LipschitzResidual", LipschitzResidual(3, 4, 5, lipschitz=3.0), (3,)
+
+
 def turned(features):
     layer = Householder(features)
     layer.theta.data = torch.linspace(-3.0, 7.0, len(layer.theta))
@@ -112,6 +166,7 @@ LAYERS = [
     ("Unflatten", nn.Unflatten(1, (2, 3)), (6,)),
     ("Dropout", nn.Dropout().eval(), (4,)),
     *blocks(),
+    *skips(),
     ("Linear on rows", nn.Linear(3, 2), (4, 3)),
     *convolutions(),
 ]
@@ -125,6 +180,16 @@ def test_the_stages_compute_what_the_layer_computes(name, layer, shape):
     found = through(stages(layer, shape), values.flatten(1))
     assert found.shape == wanted.shape
     assert (found - wanted).abs().max() <= 1e-13 * (1 + wanted.abs().max())
+
+
+def test_the_doubt_about_a_skip_is_that_about_the_sum():
+    skip = normalised()
+    last = stages(Skipped(skip, nn.ReLU()), (2, 3, 3))[-1]
+    assert torch.equal(last.doubt, stages(skip, (2, 3, 3))[0].doubt) and (last.doubt > 0).all()
+
+
+def test_a_block_that_is_linear_as_a_whole_is_one_stage():
+    assert [type(stage) for stage in stages(Residual(nn.Linear(3, 3)), (3,))] == [Linear]
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5, 6])

@@ -61,7 +61,7 @@ class AOLLinear(Parametrised):
     @property
     def weight(self) -> Tensor:
         """The materialised weight W, (out_features, in_features)."""
-        return self.weights()[0]
+        return self.materialise()[0]
 
     def compute(self) -> tuple[Tensor]:
         """W from the free parameter."""
@@ -72,7 +72,7 @@ class AOLLinear(Parametrised):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, ..., in_features) to (batch, ..., out_features)."""
-        return F.linear(inputs, self.weight, self.bias)
+        return F.linear(inputs, self.weights()[0], self.bias)
 
     def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Linear:
         """The same layer as an `nn.Linear`."""
@@ -124,17 +124,19 @@ class AOLConv2d(Parametrised):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """An orthogonal matrix at the central tap; a bias as in `nn.Conv2d`."""
-        nn.init.zeros_(self.free)
+        """An orthogonal matrix at the central tap, and small normal entries everywhere, which keep the Gram
+        matrix from zeros, where |.| has no derivative; a bias as in `nn.Conv2d`."""
+        nn.init.normal_(self.free, std=0.01)
+        centre = self.free[:, :, self.kernel_size // 2, self.kernel_size // 2]
         with torch.no_grad():
-            nn.init.orthogonal_(self.free[:, :, self.kernel_size // 2, self.kernel_size // 2])
+            centre.add_(nn.init.orthogonal_(torch.empty_like(centre)))
         if self.bias is not None:
             reset_bias(self.bias, self.in_channels * self.kernel_size**2)
 
     @property
     def weight(self) -> Tensor:
         """The materialised kernel K, (out_channels, in_channels, k, k)."""
-        return self.weights()[0]
+        return self.materialise()[0]
 
     def compute(self) -> tuple[Tensor]:
         """K from the free parameter."""
@@ -145,7 +147,7 @@ class AOLConv2d(Parametrised):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, in_channels, h, w) to (batch, out_channels, h, w)."""
-        return convolve(inputs, self.weight, self.padding_mode, self.bias)
+        return convolve(inputs, self.weights()[0], self.padding_mode, self.bias)
 
     def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Conv2d:
         """The same layer as an `nn.Conv2d`."""

@@ -53,7 +53,7 @@ def bjorck(free: Tensor) -> Tensor:
     identity = torch.eye(columns, dtype=free.dtype, device=free.device)
     largest = _positive(free.abs().amax((-2, -1), keepdim=True))
     weight = free / (largest / largest.clamp(2.0**-20, 2.0**20))  # so that squares are within the floats
-    gram = weight.mT @ weight
+    gram = gram_matrix(weight)
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     spread = torch.linalg.vector_norm(gram - mean * identity, dim=(-2, -1), keepdim=True)
     square = _positive(mean + (1 - 1 / columns) ** 0.5 * spread)
@@ -62,7 +62,7 @@ def bjorck(free: Tensor) -> Tensor:
         weight = weight @ ((1.5 * identity - gram * (0.5 / square)) / square.sqrt())
         if k == BJORCK_STEPS - 1 or _is_settled(gram, square * identity):
             break
-        gram, square = weight.mT @ weight, torch.ones_like(square)
+        gram, square = gram_matrix(weight), torch.ones_like(square)
     return weight
 
 
@@ -99,7 +99,7 @@ def cholesky(free: Tensor) -> Tensor:
     if rows < columns:
         return cholesky(free.mH).mH
     tall = free / _largest_entry(free, (-2, -1))
-    gram = tall.mH @ tall
+    gram = gram_matrix(tall)
     ridge = 2 * (columns + 8) * torch.finfo(free.dtype).eps
     squares = gram.diagonal(dim1=-2, dim2=-1).real.clamp(min=torch.finfo(free.dtype).tiny ** 0.5)
     factor = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge * squares)).L
@@ -114,8 +114,8 @@ def projection(free: Tensor) -> Tensor:
     """
     columns = cholesky(free)
     identity = torch.eye(columns.shape[-1], dtype=free.dtype, device=free.device)
-    columns = columns @ (1.5 * identity - 0.5 * (columns.mH @ columns))
-    return columns @ columns.mH
+    columns = columns @ (1.5 * identity - 0.5 * gram_matrix(columns))
+    return gram_matrix(columns.mH)
 
 
 def block_reflector(free: Tensor) -> Tensor:
@@ -129,12 +129,43 @@ def aol_scale(weight: Tensor) -> Tensor:
 
     diag(d)^-2 - W'W is diagonally dominant, so at least 0.
     """
-    return inverse_root((weight.mT @ weight).abs().sum(-1))
+    return inverse_root(gram_matrix(weight).abs().sum(-1))
 
 
 def inverse_root(sums: Tensor) -> Tensor:
     """(sums + tiny)^(-1/2): what is added keeps a column of zeros, and falls on the safe side."""
     return (sums + torch.finfo(sums.dtype).tiny ** 0.5).rsqrt()
+
+
+class _Gram(torch.autograd.Function):
+    """V*V, whose gradient takes one product instead of the two of automatic differentiation."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(free):
+        return free.mH @ free
+
+    @staticmethod
+    def setup_context(context, inputs, output):
+        context.save_for_backward(*inputs)
+        context.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(context, gradient):
+        (free,) = context.saved_tensors
+        return free @ (gradient + gradient.mH)
+
+    @staticmethod
+    def jvp(context, tangent):
+        (free,) = context.saved_tensors
+        half = free.mH @ tangent
+        return half + half.mH
+
+
+def gram_matrix(free: Tensor) -> Tensor:
+    """V*V, (..., m, n) to (..., n, n), by a gradient of one product."""
+    return _Gram.apply(free)
 
 
 def _largest_entry(free, dim):

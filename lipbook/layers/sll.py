@@ -21,6 +21,7 @@ from lipbook.contracts.guard import name_of, refusal
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.structures import checked_count
 from lipbook.layers.block import plain_block, register_block, require_features
+from lipbook.layers.maps import gram_matrix
 from lipbook.layers.orthogonal import checked_choice, plain_linear, refuse_shapes, reset_bias
 from lipbook.layers.parametrised import Parametrised, wide
 from lipbook.layers.residual import enclose_residual
@@ -102,7 +103,7 @@ class SLLLinear(_SLL):
 
     def gram(self, weight: Tensor) -> Tensor:
         """|UU'|."""
-        return (weight @ weight.mT).abs()
+        return gram_matrix(weight.mT).abs()
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, ..., features) to the same shape."""

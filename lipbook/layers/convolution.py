@@ -151,7 +151,7 @@ class OrthogonalConv2d(Parametrised):
         """The materialised kernel, (out_channels, in_channels, k, k), of "bcop" and "patch"."""
         if self.method not in KERNELS:
             raise RuntimeError(f'method "{self.method}" has no kernel of its own: export(model) writes one.')
-        return self.weights()[0]
+        return self.materialise()[0]
 
     def compute(self, *size: int) -> tuple[Tensor]:
         """The kernel, for "soc" with zeros that of A; otherwise a complex matrix for each frequency."""

@@ -65,7 +65,7 @@ class OrthogonalLinear(Parametrised):
     @property
     def weight(self) -> Tensor:
         """The materialised weight W, (out_features, in_features)."""
-        return self.weights()[0]
+        return self.materialise()[0]
 
     def compute(self) -> tuple[Tensor]:
         """W from the free parameter."""
@@ -76,7 +76,7 @@ class OrthogonalLinear(Parametrised):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, ..., in_features) to (batch, ..., out_features)."""
-        return F.linear(inputs, self.weight, self.bias)
+        return F.linear(inputs, self.weights()[0], self.bias)
 
     def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Linear:
         """The same layer as an `nn.Linear`."""

@@ -15,7 +15,7 @@ from lipbook.contracts.guard import name_of, refusal
 from lipbook.contracts.spatial import not_taken
 from lipbook.contracts.structures import checked_count
 from lipbook.layers.filters import convolve
-from lipbook.layers.maps import aol_scale, inverse_root
+from lipbook.layers.maps import aol_scale, inverse_root, unit_of
 from lipbook.layers.orthogonal import (
     checked_choice,
     plain_convolution,
@@ -141,9 +141,11 @@ class AOLConv2d(Parametrised):
     def compute(self) -> tuple[Tensor]:
         """K from the free parameter."""
         free = wide(self.free)
+        unit = unit_of(free, (0, 1, 2, 3))
+        scaled = free / unit
         if self.out_channels < self.in_channels:
-            return (free * inverse_root(gram_sums(free))[:, None, None, None],)
-        return (free * inverse_root(gram_sums(free.transpose(0, 1)))[:, None, None],)
+            return (scaled * inverse_root(gram_sums(scaled))[:, None, None, None],)
+        return (scaled * inverse_root(gram_sums(scaled.transpose(0, 1)))[:, None, None],)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, in_channels, h, w) to (batch, out_channels, h, w)."""

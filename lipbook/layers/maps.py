@@ -129,7 +129,14 @@ def aol_scale(weight: Tensor) -> Tensor:
 
     diag(d)^-2 - W'W is diagonally dominant, so at least 0.
     """
-    return inverse_root(gram_matrix(weight).abs().sum(-1))
+    unit = unit_of(weight, (-2, -1))
+    return inverse_root(gram_matrix(weight / unit).abs().sum(-1)) / unit[..., 0]
+
+
+def unit_of(weight: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """The largest absolute entry along these dimensions, at least 1, as a constant: squares of W / unit are
+    within the floats."""
+    return weight.detach().abs().amax(dim, keepdim=True).clamp(min=1)
 
 
 def inverse_root(sums: Tensor) -> Tensor:

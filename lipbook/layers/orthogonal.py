@@ -26,7 +26,7 @@ class OrthogonalLinear(Parametrised):
         in_features, out_features: the sizes of W, (out_features, in_features).
         bias: whether to add b.
         method: "cayley", "bjorck", "qr", "cholesky" (W within its ridge of orthogonal) or "bro" (a block
-            reflector of the larger size, cut to the first rows or columns: orthogonal if W is square).
+            reflector of the larger size, cut to its first rows or columns).
 
     Attributes:
         free: the free parameter, (out_features, in_features); for "bro" (larger size, half of it).

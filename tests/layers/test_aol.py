@@ -184,11 +184,6 @@ LAYERS = {
 } | {name: (lambda dtype, name=name: convolution(name, dtype=dtype), image_shape(name)) for name in IMAGES}
 
 
-def test_every_attack_on_a_small_layer_fails_and_the_bound_is_reached():
-    slack = check(dense(2, 3, dtype=torch.float32), (2,))
-    assert 0 <= slack["lipschitz_2"] < 0.01 and 0 <= slack["lipschitz_inf"] < 0.01
-
-
 @pytest.mark.thorough
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", LAYERS)

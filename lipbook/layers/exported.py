@@ -9,7 +9,7 @@ from torch import nn
 
 from lipbook.bound import UnsupportedLayerError
 from lipbook.contracts.definitions import checked_shape, output_shape
-from lipbook.contracts.guard import name_of, require_layer
+from lipbook.contracts.guard import guard, name_of, require_layer
 from lipbook.layers.parametrised import Parametrised
 from lipbook.layers.residual import Residual
 
@@ -26,7 +26,8 @@ def export(model: nn.Sequential, input_shape: tuple[int, ...] | None = None) -> 
         input_shape: the shape of one sample, for convolutions that depend on the size of the image.
 
     Raises:
-        UnsupportedLayerError: not an `nn.Sequential` (a TypeError).
+        UnsupportedLayerError: not an `nn.Sequential`; a layer under a hook, or one that computes its weights
+            in a subclass of its own or inside another module (a TypeError).
         ValueError, TypeError: not a shape, one that a layer does not take, or None where one is needed.
 
     Chapter: layers/orthogonal-layers.
@@ -42,8 +43,9 @@ def export(model: nn.Sequential, input_shape: tuple[int, ...] | None = None) -> 
 
 def _exported(layer, shape):
     if isinstance(layer, Parametrised):
-        return layer.plain(shape).train(layer.training)
+        return _plain(layer, shape).train(layer.training)
     if type(layer) is nn.Sequential:
+        guard(layer, nn.Sequential)
         exported = nn.Sequential()
         for name, child in layer._modules.items():
             exported.add_module(name, _exported(child, shape))
@@ -51,5 +53,22 @@ def _exported(layer, shape):
         exported.training = layer.training
         return exported
     if type(layer) is Residual:
+        guard(layer, Residual)
         return Residual(_exported(layer.module, shape)).train(layer.training)
+    inside = next((part for part in layer.modules() if isinstance(part, Parametrised)), None)
+    if inside is not None:
+        raise UnsupportedLayerError(
+            f"{name_of(layer)} holds a layer that computes its weights, {name_of(inside)}, and export looks "
+            "into nn.Sequential and Residual only: write the model with these."
+        )
     return copy.deepcopy(layer)
+
+
+def _plain(layer, shape):
+    owner = next((kind for kind in type(layer).__mro__ if "plain" in vars(kind)), None)
+    if owner is None:
+        raise UnsupportedLayerError(
+            f"{name_of(layer)} has no method plain(input_shape) that gives it as layers of torch: write one."
+        )
+    guard(layer, owner)  # a hook, or a subclass with another forward pass, is not what `plain` gives
+    return layer.plain(shape)

@@ -9,6 +9,7 @@ Chapter: layers/orthogonal-layers.
 
 import copy
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,9 @@ class Parametrised(nn.Module):
 
     A subclass defines `compute`, and its forward pass calls `weights`. In train mode, and wherever gradients
     of the parameters are wanted, the weights are computed once a forward pass; in eval mode they are kept for
-    as long as the parameters have the same values. Contracts call `materialise`, and never read what is kept.
+    as long as the parameters have the same values and no attribute is set. A layer that also holds other
+    tensors or modules, such as parametrisations, keeps nothing. Contracts call `materialise`, and never read
+    what is kept.
     """
 
     _kept = None  # (values of the parameters, size, weights)
@@ -45,14 +48,16 @@ class Parametrised(nn.Module):
         """The weights of the forward pass, computed anew, in the dtype of the parameters."""
         if self._fixed is not None:
             return tuple(map(_double, self._fixed[0].materialise(*size)))
-        first = next(self.parameters(recurse=False))
+        first = next(itertools.chain(_tensors(self), self.parameters()))
         with torch.autocast(first.device.type, enabled=False):
             return tuple(_rounded(weight, first.dtype) for weight in self.compute(*size))
 
     def weights(self, *size: int) -> tuple[Tensor, ...]:
         """What `materialise` gives, kept in eval mode where no gradient of a parameter is wanted."""
-        parameters = tuple(self.parameters(recurse=False))
-        if self.training or torch.compiler.is_compiling() or not all(map(_is_constant, parameters)):
+        if self.training or torch.compiler.is_compiling() or self._modules:
+            return self.materialise(*size)
+        parameters = tuple(_tensors(self))
+        if not all(map(_is_constant, parameters)):
             return self.materialise(*size)
         kept = self._kept
         if kept is None or kept[1] != size or not all(map(_same, parameters, kept[0])):
@@ -61,10 +66,10 @@ class Parametrised(nn.Module):
                 kept = self._kept = values, size, self.materialise(*size)
         return kept[2]
 
-    def train(self, mode: bool = True):
-        """As `nn.Module.train`; what was kept is dropped."""
-        self._kept = None
-        return super().train(mode)
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name != "_kept":  # the mode, or an attribute on which the weights may depend
+            self.__dict__.pop("_kept", None)
 
     def _apply(self, *arguments, **keywords):
         self._kept = None
@@ -82,6 +87,12 @@ class Parametrised(nn.Module):
 def _fix(layer):
     layer._fixed = (copy.deepcopy(layer),)
     return True
+
+
+def _tensors(layer):
+    """The parameters of a layer, and what may stand in their place: attributes and buffers."""
+    held = (*layer._parameters.values(), *vars(layer).values(), *layer._buffers.values())
+    return (tensor for tensor in held if isinstance(tensor, Tensor))
 
 
 def wide(parameter: Tensor) -> Tensor:

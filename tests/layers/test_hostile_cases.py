@@ -1,0 +1,135 @@
+"""States that training never reaches: attributes set, parameters replaced, hooks, numbers at the ends."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from lipbook import UnsupportedLayerError
+from lipbook.contracts import lipschitz
+from lipbook.layers import (
+    LipschitzResidual,
+    OrthogonalLinear,
+    export,
+)
+from lipbook.layers.parametrised import Parametrised
+
+
+def samples(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def gain(layer, x):
+    return max(torch.linalg.matrix_norm(torch.func.jacrev(layer)(point), 2).item() for point in x)
+
+
+# What is kept in eval mode follows everything that the weights depend on.
+
+
+def test_a_constant_that_is_lowered_in_eval_mode_lowers_what_the_layer_does():
+    torch.manual_seed(0)
+    layer, x = LipschitzResidual(3, 4, 3).double().eval(), samples(50, 3)
+    with torch.no_grad():
+        layer(x)
+    assert gain(layer, x) > 0.5
+    layer.lipschitz = 0.25
+    layer.requires_grad_(False)
+    assert gain(layer, x) <= lipschitz(layer).value < 0.26
+
+
+def test_a_method_that_is_set_in_eval_mode_is_the_one_that_computes():
+    torch.manual_seed(0)
+    layer, x = OrthogonalLinear(3, 3).double().eval(), samples(4, 3)
+    with torch.no_grad():
+        layer(x)
+        layer.method = "qr"
+        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+class Negated(nn.Module):
+    def forward(self, free):
+        return -2 * free
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("method", ["cayley", "qr"])
+def test_a_parametrisation_of_the_free_parameter_is_never_stale(method, bias):
+    torch.manual_seed(0)
+    layer, x = OrthogonalLinear(3, 3, bias=bias, method=method).double().eval(), samples(4, 3)
+    expected = lambda: nn.functional.linear(x, layer.weight, layer.bias)  # noqa: E731
+    with torch.no_grad():
+        layer(x)
+        parametrize.register_parametrization(layer, "free", Negated(), unsafe=True)
+        assert torch.equal(layer(x), expected())
+        layer.parametrizations.free.original.add_(torch.eye(3))
+        assert torch.equal(layer(x), expected())
+
+
+def test_the_bound_of_a_layer_whose_free_parameter_is_parametrised_is_about_its_forward_pass():
+    torch.manual_seed(0)
+    layer, x = OrthogonalLinear(3, 3, bias=False, method="bjorck").half().eval(), samples(4, 3)
+    parametrizations.weight_norm(layer, "free")
+    with torch.no_grad():
+        layer(x.half())
+        layer.parametrizations.free.original1.mul_(torch.rand(3, 3).half())
+    norm = torch.linalg.matrix_norm(layer(torch.eye(3).half()).T.double(), 2).item()
+    assert norm <= lipschitz(layer).verify(layer).value <= 1.01
+
+
+def test_a_plain_tensor_in_the_place_of_a_parameter_is_never_stale():
+    torch.manual_seed(0)
+    layer, x = OrthogonalLinear(3, 3, bias=False).double().eval(), samples(4, 3)
+    free = layer.free.detach().clone()
+    del layer.free
+    layer.free = free
+    with torch.no_grad():
+        before = layer(x)
+        layer.free.mul_(torch.randn(3, 3))
+        after = layer(x)
+        assert not torch.equal(before, after)
+        assert torch.equal(after, x @ layer.weight.T)
+
+
+# Export gives the function of the model, or an error.
+
+
+class Doubled(OrthogonalLinear):
+    def forward(self, inputs):
+        return 2 * super().forward(inputs)
+
+
+class Chain(nn.Sequential):
+    pass
+
+
+class Scaled(Parametrised):
+    def __init__(self):
+        super().__init__()
+        self.free = nn.Parameter(torch.eye(3))
+
+    def compute(self):
+        return (self.free / 3,)
+
+    def forward(self, inputs):
+        return inputs @ self.weights()[0].T
+
+
+def hooked(module):
+    module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return module
+
+
+@pytest.mark.parametrize(
+    "model, told",
+    [
+        (lambda: nn.Sequential(Doubled(3, 3)), "defines forward"),
+        (lambda: nn.Sequential(hooked(OrthogonalLinear(3, 3))), "forward hook"),
+        (lambda: hooked(nn.Sequential(OrthogonalLinear(3, 3))), "forward hook"),
+        (lambda: nn.Sequential(Chain(OrthogonalLinear(3, 3))), "Chain holds a layer .* OrthogonalLinear"),
+        (lambda: nn.Sequential(Scaled()), "no method plain"),
+    ],
+    ids=["subclass", "hook", "hook of the model", "inside another module", "no plain form"],
+)
+def test_export_refuses_what_it_would_write_as_another_function(model, told):
+    with pytest.raises(UnsupportedLayerError, match=told):
+        export(model())

@@ -73,17 +73,22 @@ def apply_symbols(inputs: Tensor, blocks: Tensor) -> Tensor:
 def skew(free: Tensor) -> Tensor:
     """A kernel A = K - K~ whose convolution is skew, scaled down to a norm of at most pi.
 
-    K~_ij(t) = K_ji(-t) is the kernel of the transpose, whether the image wraps around or ends in zeros. A
-    convolution reads each pixel k^2 times, so that its norm is at most k times that of the kernel as a
-    matrix, and that at most tr((M M')^4)^(1/8).
+    K~_ij(t) = K_ji(-t) is the kernel of the transpose, whether the image wraps around or ends in zeros. Its
+    norm is at most the sum of those of its taps, since a shift is an isometry or a part of one, and at most k
+    times that of the kernel as a matrix, since each pixel is read k^2 times; the smaller bound is taken.
     """
     kernel = free - free.transpose(0, 1).flip(2, 3)
-    matrix = kernel.flatten(1)
-    largest = matrix.detach().abs().amax()
-    matrix = matrix / torch.where(largest > 0, largest, 1.0)
-    gram = matrix @ matrix.T
-    bound = kernel.shape[-1] * (gram @ gram).square().sum().clamp(min=0.5) ** 0.125 * largest
+    largest = kernel.detach().abs().amax()
+    scaled = kernel / torch.where(largest > 0, largest, 1.0)
+    taps = _norm_above(scaled.flatten(2).permute(2, 0, 1)).sum()
+    bound = torch.minimum(taps, kernel.shape[-1] * _norm_above(scaled.flatten(1))) * largest
     return kernel * (REACH / bound.clamp(min=REACH))
+
+
+def _norm_above(matrices):
+    """tr((MM')^4)^(1/8), at least |M|, or 2e-4 where that is less, as a root has no derivative at 0."""
+    gram = matrices @ matrices.mT
+    return (gram @ gram).square().sum((-2, -1)).clamp(min=1e-30) ** 0.125
 
 
 def exponential(matrices: Tensor) -> Tensor:

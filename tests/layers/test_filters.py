@@ -196,9 +196,10 @@ def test_the_scaling_is_by_the_stated_bound_and_not_by_more():
     for channels, taps in [(1, 3), (2, 3), (3, 5), (4, 1)]:
         free = 10 * drawn(channels, channels, taps, taps)
         kernel = free - free.transpose(0, 1).flip(2, 3)
-        values = torch.linalg.svdvals(kernel.flatten(1))
-        bound = taps * (values**8).sum() ** 0.125
-        torch.testing.assert_close(filters.skew(free), kernel * math.pi / bound, rtol=1e-12, atol=0)
+        whole = taps * (torch.linalg.svdvals(kernel.flatten(1)) ** 8).sum() ** 0.125
+        values = torch.linalg.svdvals(kernel.permute(2, 3, 0, 1))
+        bound = torch.minimum(whole, ((values**8).sum(-1) ** 0.125).sum())
+        torch.testing.assert_close(filters.skew(free), kernel * math.pi / bound, rtol=2e-3, atol=0)
         truth = np.linalg.norm(circular_matrix(kernel, (2 * taps, 2 * taps)), 2)
         assert truth <= bound.item() * (1 + 1e-12)
 

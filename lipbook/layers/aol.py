@@ -18,6 +18,7 @@ from lipbook.layers.filters import convolve
 from lipbook.layers.maps import aol_scale, inverse_root, unit_of
 from lipbook.layers.orthogonal import (
     checked_choice,
+    checked_flag,
     plain_convolution,
     plain_linear,
     refuse_shapes,
@@ -49,7 +50,7 @@ class AOLLinear(Parametrised):
         self.in_features = checked_count(in_features, "in_features", least=1)
         self.out_features = checked_count(out_features, "out_features", least=1)
         self.free = nn.Parameter(torch.empty(out_features, in_features))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_features)) if checked_flag(bias, "bias") else None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -101,7 +102,8 @@ class AOLConv2d(Parametrised):
         free: V, (out_channels, in_channels, k, k); bias: (out_channels,) or None.
 
     Raises:
-        ValueError, TypeError: options that are not these; in the forward pass, another number of channels.
+        ValueError, TypeError: options that are not these; in the forward pass, an image that the layer does
+            not take.
 
     Source: Prach and Lampert, ECCV 2022. Chapter: layers/direct-parameterizations.
     """
@@ -120,7 +122,7 @@ class AOLConv2d(Parametrised):
         self.kernel_size = checked_odd(kernel_size, "kernel_size")
         self.padding_mode = checked_choice(padding_mode, "padding_mode", ("circular", "zeros"))
         self.free = nn.Parameter(torch.empty(out_channels, in_channels, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_channels)) if checked_flag(bias, "bias") else None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -149,6 +151,7 @@ class AOLConv2d(Parametrised):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, in_channels, h, w) to (batch, out_channels, h, w)."""
+        _convolution_output_shape(self, tuple(inputs.shape[1:]))
         return convolve(inputs, self.weights()[0], self.padding_mode, self.bias)
 
     def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Conv2d:

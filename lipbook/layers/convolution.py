@@ -27,6 +27,7 @@ from lipbook.contracts.structures import checked_count
 from lipbook.layers import filters, maps
 from lipbook.layers.orthogonal import (
     checked_choice,
+    checked_flag,
     plain_convolution,
     plain_linear,
     refuse_shapes,
@@ -94,7 +95,7 @@ class OrthogonalConv2d(Parametrised):
             raise ValueError(problem)
         for name, shape in self._free_shapes().items():
             setattr(self, name, nn.Parameter(torch.empty(shape)))
-        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_channels)) if checked_flag(bias, "bias") else None
         self.reset_parameters()
 
     def reset_parameters(self):

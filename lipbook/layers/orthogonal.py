@@ -44,7 +44,7 @@ class OrthogonalLinear(Parametrised):
         self.out_features = checked_count(out_features, "out_features", least=1)
         self.method = checked_choice(method, "method", METHODS)
         self.free = nn.Parameter(torch.empty(self._free_shape()))
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_features)) if checked_flag(bias, "bias") else None
         self.reset_parameters()
 
     def reset_parameters(self):
@@ -94,6 +94,13 @@ def checked_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
     if value not in choices:
         told = ", ".join(f'"{choice}"' for choice in choices[:-1])
         raise ValueError(f'{name} must be {told} or "{choices[-1]}", got {value!r}.')
+    return value
+
+
+def checked_flag(value: bool, name: str) -> bool:
+    """`value` if it is True or False; otherwise a TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
     return value
 
 

@@ -22,12 +22,14 @@ def cayley(free: Tensor) -> Tensor:
 
     With free = [U; V], U square, A = U - U* + V*V has A + A* = 2V*V >= 0, so that I + A is invertible, and
     Q = [(I - A)(I + A)^-1; -2V(I + A)^-1] has orthonormal columns. Wide: the adjoint. A matrix with an entry
-    beyond eps^(-1/4), 54 in float32, is scaled down to it: beside larger ones I would be lost to rounding.
+    beyond eps^(-1/4), 54 in float32, is scaled down to it, and a tall one where V has v entries to
+    (v eps)^(-1/4): beside a larger A, I would be lost to rounding.
     """
     rows, columns = free.shape[-2:]
     if rows < columns:
         return cayley(free.mH).mH
-    free = free / (free.abs().amax((-2, -1), keepdim=True) * torch.finfo(free.dtype).eps ** 0.25).clamp(min=1)
+    at_most = (torch.finfo(free.dtype).eps * max(1, (rows - columns) * columns)) ** -0.25
+    free = free / (free.abs().amax((-2, -1), keepdim=True) / at_most).clamp(min=1)
     top, rest = free[..., :columns, :], free[..., columns:, :]
     skew = top - top.mH
     if rows > columns:
@@ -84,7 +86,7 @@ def qr(free: Tensor) -> Tensor:
     rows, columns = free.shape[-2:]
     if rows < columns:
         return qr(free.mT).mT
-    q, r = torch.linalg.qr(free)
+    q, r = torch.linalg.qr(free / _largest_entry(free, (-2, -1)))
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(free.dtype)
     return q * signs[..., None, :]
 

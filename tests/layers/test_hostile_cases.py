@@ -11,6 +11,7 @@ from lipbook.layers import (
     LipschitzResidual,
     OrthogonalLinear,
     export,
+    maps,
 )
 from lipbook.layers.parametrised import Parametrised
 
@@ -133,3 +134,30 @@ def hooked(module):
 def test_export_refuses_what_it_would_write_as_another_function(model, told):
     with pytest.raises(UnsupportedLayerError, match=told):
         export(model())
+
+
+# Parameters at the end of the floats.
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(5, 5), (7, 3), (3, 7), (5, 1)])
+def test_qr_of_the_largest_floats_is_orthogonal_with_finite_gradients(shape, dtype):
+    largest = torch.finfo(dtype).max
+    random = samples(*shape)
+    one_huge = random.clone()
+    one_huge[0, 0] = largest
+    for free in (largest * random.sign(), largest / 4 * random.clamp(-1, 1), one_huge):
+        free = free.to(dtype).requires_grad_()
+        weight = maps.qr(free)
+        tall = weight.detach().double() if shape[0] >= shape[1] else weight.detach().double().T
+        tolerance = 1e3 * torch.finfo(dtype).eps
+        assert (tall.T @ tall - torch.eye(min(shape))).abs().max() < tolerance
+    (gradient,) = torch.autograd.grad((maps.qr(free) * random.to(dtype)).sum(), free)
+    assert torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("shape", [(200, 100), (100, 200)])
+def test_cayley_of_a_large_tall_matrix_of_rank_one_is_a_contraction_but_for_rounding(shape):
+    for size in (1.0, 54.0, 1e38):
+        weight = maps.cayley(torch.full(shape, size)).double()
+        assert torch.linalg.matrix_norm(weight, 2) < 1.005

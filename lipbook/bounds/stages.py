@@ -64,8 +64,8 @@ def flat(stages) -> list[Linear | Bend]:
 class Chain(NamedTuple):
     """A model as stages, and for each activation layer how many stages come before it, and its input shape.
 
-    What enters the layer are the last entries of what comes out of those stages; the ones before them are what
-    the residual blocks around it keep.
+    What enters the layer are the last entries of what comes out of those stages; the ones before them are
+    what the residual blocks around it keep.
     """
 
     stages: list[Linear | Bend | Comparison]

@@ -32,7 +32,7 @@ from lipbook.layers.maps import cayley
 from lipbook.layers.orthogonal import plain_linear, refuse_shapes, reset_bias
 from lipbook.layers.parametrised import Parametrised, wide
 from lipbook.layers.residual import enclose_residual
-from lipbook.norms.spectral import UNIT_ROUNDOFF, gamma, spectral_norm
+from lipbook.norms.spectral import UNIT_ROUNDOFF, gamma, normalised, spectral_norm, unscaled_up
 
 LARGEST_LOG = 10.0  # of Psi: beyond it, products of a scale and its inverse lose their digits
 _ROOT_OF_TWO = math.sqrt(2.0)
@@ -171,9 +171,15 @@ def _proved(layer):
 
 def norm_up(matrix: Tensor, units: int, margin: int) -> float:
     """A bound on the norm of a matrix whose entries are within so many units 2^-53, relatively, of these."""
-    rounded = units * UNIT_ROUNDOFF * matrix.norm().item()
+    rounded = units * UNIT_ROUNDOFF * _frobenius_norm(matrix)
     value = spectral_norm(matrix).value * (1 + (margin - 1) * 2.0**-40)
     return math.nextafter((value + margin * rounded) * (1 + 2.0**-50), math.inf)
+
+
+def _frobenius_norm(matrix):
+    """With entries of any size, whose squares may be beyond the floats."""
+    scaled, exponent = normalised(matrix)
+    return unscaled_up(scaled.norm().item(), exponent)
 
 
 def scale_of(layer: nn.Module) -> Tensor:
@@ -195,7 +201,7 @@ def _constant(layer, margin):
     scaled = scale[:, None] * W
     rest = scaled - _ROOT_OF_TWO * (Q.T @ R - P.T @ H)
     sizes = scaled.abs() + _ROOT_OF_TWO * (Q.abs().T @ R.abs() + P.abs().T @ H.abs())
-    rounded = gamma(sum(P.shape) + 8) * sizes.norm().item()
+    rounded = gamma(sum(P.shape) + 8) * _frobenius_norm(sizes)
     stack = norm_up(torch.cat([P, Q]), 4, margin)
     passing = norm_up(torch.cat([H, R]), 0, margin)
     distance = _ROOT_OF_TWO * stack * (norm_up(rest, 0, margin) + margin * rounded)

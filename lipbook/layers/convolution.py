@@ -377,6 +377,14 @@ def _enclose(layer, values, errors):
     if layer.bias is not None:
         bias = as_float64(layer.bias, "bias")
     bias = bias[:, None, None]
-    moves = norm * errors.flatten(1).norm(dim=1) + _LOST * values.flatten(1).norm(dim=1)
+    moves = norm * _lengths(errors) + _LOST * _lengths(values)
     error = (moves[:, None, None, None] + _LOST * bias.abs()) * (1 + _LOST) + 2.0**-1000
     return images + bias, error.expand_as(images)
+
+
+def _lengths(batch):
+    """The Euclidean norm of each sample, of entries whose squares may be beyond the floats."""
+    flat = batch.flatten(1)
+    largest = flat.abs().amax(dim=1).clamp(min=torch.finfo(torch.float64).tiny)
+    finite = torch.where(torch.isinf(largest), 1.0, largest)
+    return largest * (flat / finite[:, None]).norm(dim=1)

@@ -65,7 +65,8 @@ class _SLL(Parametrised):
         weight = wide(self.weight)
         unit, _, roots = self._rooted(weight, wide(self.log_q))
         V = (weight / unit) * roots.reshape(-1, *[1] * (weight.ndim - 1))
-        return V, wide(self.bias) / unit * roots
+        largest = torch.finfo(self.bias.dtype).max  # beyond it, c times a row of zeros would be NaN
+        return V, (wide(self.bias) / unit * roots).clamp(-largest, largest)
 
 
 class SLLLinear(_SLL):
@@ -231,7 +232,9 @@ def _constant(layer, margin):
         V = as_float64(layer.materialise()[0], "a weight")
         weight, log_q = as_float64(layer.weight, "weight"), as_float64(layer.log_q, "log_q")
         _, q, roots = layer._rooted(weight, log_q)
-        products = layer.gram(V) + margin * gamma(V[0].numel() + 4) * layer.gram(V.abs())
+        products = layer.gram(V) + margin * gamma(V[0].numel() + 4 * V[0, 0].numel() + 4) * layer.gram(
+            V.abs()
+        )
         largest = (products @ (q / roots) / (q / roots)).max().item()
     squared = math.nextafter(largest * (1 + margin * gamma(len(V) + 8)), math.inf)
     return 1.0 if squared <= 1 else math.nextafter(2 * squared - 1, math.inf)

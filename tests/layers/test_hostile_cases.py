@@ -7,9 +7,13 @@ from torch.nn.utils import parametrizations, parametrize
 
 from lipbook import UnsupportedLayerError
 from lipbook.contracts import lipschitz
+from lipbook.contracts.rounding import enclose
 from lipbook.layers import (
     LipschitzResidual,
+    OrthogonalConv2d,
     OrthogonalLinear,
+    SLLConv2d,
+    SLLLinear,
     export,
     maps,
 )
@@ -161,3 +165,34 @@ def test_cayley_of_a_large_tall_matrix_of_rank_one_is_a_contraction_but_for_roun
     for size in (1.0, 54.0, 1e38):
         weight = maps.cayley(torch.full(shape, size)).double()
         assert torch.linalg.matrix_norm(weight, 2) < 1.005
+
+
+@pytest.mark.parametrize("kind", [lambda: SLLLinear(3), lambda: SLLConv2d(3, 3)], ids=["dense", "images"])
+def test_a_row_of_zeros_of_a_half_precision_sll_layer_changes_nothing(kind):
+    layer = kind().half()
+    with torch.no_grad():
+        layer.weight.zero_()
+        layer.bias.fill_(1.0)
+    shape = (2, 3, 4, 4) if layer.weight.ndim == 4 else (2, 3)
+    inputs = samples(*shape).half()
+    assert torch.equal(layer(inputs), inputs)
+    assert lipschitz(layer).verify(layer).value == 1
+
+
+@pytest.mark.parametrize("exponent", [-250, -200, -20, 200, 250])
+def test_the_bound_of_a_block_is_close_to_its_constant_at_any_size(exponent):
+    torch.manual_seed(0)
+    layer = LipschitzResidual(3, 4, 2, lipschitz=10.0**exponent).double()
+    assert 1 <= lipschitz(layer).verify(layer).value / 10.0**exponent < 1 + 1e-9
+
+
+@pytest.mark.parametrize("method", ["soc", "cayley", "bro"])
+def test_the_enclosure_of_a_convolution_by_frequencies_holds_at_the_ends_of_the_floats(method):
+    torch.manual_seed(0)
+    layer = OrthogonalConv2d(2, 2, 3, bias=False, method=method).double()
+    x = samples(1, 2, 4, 5)
+    images, errors = enclose(layer, x, torch.full_like(x, 1e-3))
+    for scale in (2.0**-700, 2.0**700):  # the layer is linear: everything scales
+        scaled, allowed = enclose(layer, scale * x, torch.full_like(x, scale * 1e-3))
+        assert ((scaled / scale - images).abs() <= 1e-12).all()
+        torch.testing.assert_close(allowed / scale, errors, rtol=1e-6, atol=0)

@@ -28,7 +28,7 @@ from lipbook.layers.parametrised import Parametrised, register_plain, wide
 
 
 class AOLLinear(Parametrised):
-    """x W' + b, W = V diag(d) of norm at most 1, with d_j = (sum_i |V'V|_ij)^(-1/2).
+    """x W' + b, W = V diag(d) of norm at most 1, with ``d_j = (sum_i |V'V|_ij)^(-1/2)``.
 
     A wide V is scaled row by row instead, by the same formula on its transpose.
 
@@ -87,8 +87,8 @@ class AOLLinear(Parametrised):
 class AOLConv2d(Parametrised):
     """A 'same' convolution of norm at most 1 with the kernel K_oi(t) = V_oi(t) d_i, and a bias.
 
-    d_i = (sum_j sum_t |(V'V)_ij(t)|)^(-1/2), where V'V is the kernel of the convolution with V followed by
-    its adjoint. Its matrix on an image has rows with these entries, some of them added up where it wraps
+    ``d_i = (sum_j sum_t |(V'V)_ij(t)|)^(-1/2)``, where V'V is the kernel of the convolution with V followed
+    by its adjoint. Its matrix on an image has rows with these entries, some of them added up where it wraps
     around, or left out where it ends in zeros: the sums of absolute values are no larger. With more channels
     in than out, K_oi(t) = d_o V_oi(t) by the same formula on the adjoint.
 
@@ -127,7 +127,7 @@ class AOLConv2d(Parametrised):
 
     def reset_parameters(self):
         """An orthogonal matrix at the central tap, and small normal entries everywhere, which keep the Gram
-        matrix from zeros, where |.| has no derivative; a bias as in `nn.Conv2d`."""
+        matrix from zeros, where an absolute value has no derivative; a bias as in `nn.Conv2d`."""
         nn.init.normal_(self.free, std=0.01)
         centre = self.free[:, :, self.kernel_size // 2, self.kernel_size // 2]
         with torch.no_grad():

@@ -103,7 +103,7 @@ class SLLLinear(_SLL):
         reset_bias(self.bias, self.features)
 
     def gram(self, weight: Tensor) -> Tensor:
-        """|UU'|."""
+        """The absolute values of UU'."""
         return gram_matrix(weight.mT).abs()
 
     def forward(self, inputs: Tensor) -> Tensor:

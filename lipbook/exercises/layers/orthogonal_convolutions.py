@@ -50,9 +50,9 @@ def _reads(k, n, mode):
 @exercise("layers/orthogonal-convolutions/3")
 def the_first_angles(pair):
     third, fourth = (float(angle) for angle in pair)
-    if not _is(third, math.sqrt(3), 1e-4):
+    if not _is(third, math.sqrt(3), 1e-3):
         return "degree 3: the square of the modulus is 1 - θ^4/12 + θ^6/36."
-    if not _is(fourth, 2 * math.sqrt(2), 1e-4):
+    if not _is(fourth, 2 * math.sqrt(2), 1e-3):
         return "degree 4: write the square of the modulus as a polynomial in θ^2; most terms cancel."
     return None
 

@@ -164,6 +164,8 @@ class OrthogonalConv2d(Parametrised):
                 return (matrix[:, : self.in_channels],)
             kernel = filters.paraunitary(matrix, wide(self.free_projections))
             return (kernel[:, : self.in_channels],)
+        largest = torch.finfo(free.dtype).max ** 0.75
+        free = free.clamp(-largest, largest)  # sums over taps stay within the floats
         if self.method == "soc":
             free = filters.skew(free)
         if not self._has_symbols():

@@ -57,8 +57,11 @@ def bjorck(free: Tensor) -> Tensor:
     weight = free / (largest / largest.clamp(2.0**-20, 2.0**20))  # so that squares are within the floats
     gram = gram_matrix(weight)
     mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    spread = torch.linalg.vector_norm(gram - mean * identity, dim=(-2, -1), keepdim=True)
-    square = _positive(mean + (1 - 1 / columns) ** 0.5 * spread)
+    largest = mean
+    if columns > 1:  # one column spreads by 0, where a norm has no second derivative
+        spread = torch.linalg.vector_norm(gram - mean * identity, dim=(-2, -1), keepdim=True)
+        largest = mean + (1 - 1 / columns) ** 0.5 * spread
+    square = _positive(largest)
     square = square / square.clamp(0.5, 2)
     for k in range(BJORCK_STEPS):
         weight = weight @ ((1.5 * identity - gram * (0.5 / square)) / square.sqrt())

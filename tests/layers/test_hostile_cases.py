@@ -196,3 +196,23 @@ def test_the_enclosure_of_a_convolution_by_frequencies_holds_at_the_ends_of_the_
         scaled, allowed = enclose(layer, scale * x, torch.full_like(x, scale * 1e-3))
         assert ((scaled / scale - images).abs() <= 1e-12).all()
         torch.testing.assert_close(allowed / scale, errors, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    "method, padding", [("soc", "circular"), ("soc", "zeros"), ("cayley", "circular"), ("bro", "circular")]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_kernels_of_the_largest_floats_give_contractions(method, padding, dtype):
+    layer = OrthogonalConv2d(2, 2, 3, padding_mode=padding, bias=False, method=method).to(dtype)
+    x = samples(3, 2, 4, 5).to(dtype)
+    for signs in (samples(*layer.free.shape).sign(), torch.ones(layer.free.shape).double()):
+        with torch.no_grad():
+            layer.free.copy_(signs * torch.finfo(dtype).max)
+        assert torch.isfinite(layer(x)).all()
+        assert lipschitz(layer, 2, (2, 4, 5)).verify(layer).value < 1.001
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (1, 1)])
+def test_bjorck_of_one_column_can_be_differentiated_twice(shape):
+    free = samples(*shape).requires_grad_()
+    assert torch.autograd.gradgradcheck(maps.bjorck, (free,))

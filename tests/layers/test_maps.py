@@ -401,6 +401,14 @@ def test_the_eigenvalues_of_a_projection_are_between_0_and_1_whatever_its_column
         assert values.min() >= -rounding(image) and values.max() <= 1 + rounding(image)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_projection_keeps_less_of_the_ridge_than_its_factor(dtype):
+    free = with_singular_values([1.0, 0.9], 6, 2, dtype=dtype)
+    ridge = 2 * (2 + 8) * torch.finfo(dtype).eps
+    assert 1 - norms(maps.cholesky(free))[-1].item() > 0.4 * ridge
+    assert (norms(maps.projection(free))[:2] - 1).abs().max().item() < 0.4 * ridge
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 def test_a_reflector_mirrors_its_columns_and_keeps_what_is_orthogonal_to_them(dtype):
     free = drawn(6, 2, dtype=dtype)

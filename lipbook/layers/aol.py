@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipbook.contracts.definitions import output_shape
-from lipbook.contracts.guard import name_of, refusal
+from lipbook.contracts.guard import refusal
 from lipbook.contracts.spatial import not_taken
 from lipbook.contracts.structures import checked_count
 from lipbook.layers.filters import convolve
@@ -19,9 +19,11 @@ from lipbook.layers.maps import aol_scale, inverse_root, unit_of
 from lipbook.layers.orthogonal import (
     checked_choice,
     checked_flag,
+    checked_odd,
     plain_convolution,
     plain_linear,
     refuse_shapes,
+    require_features,
     reset_bias,
 )
 from lipbook.layers.parametrised import Parametrised, register_plain, wide
@@ -171,13 +173,6 @@ def gram_sums(kernel: Tensor) -> Tensor:
     return F.conv2d(kernel, kernel, padding=kernel.shape[-1] - 1).abs().sum((1, 2, 3))
 
 
-def checked_odd(number: int, name: str) -> int:
-    """`number` if it is an odd positive int; otherwise a TypeError or a ValueError."""
-    if checked_count(number, name, least=1) % 2 == 0:
-        raise ValueError(f"{name} must be odd, got {number}: the image keeps its size.")
-    return number
-
-
 @refusal.register(AOLLinear)
 def _refuse_linear(layer):
     return refuse_shapes(layer, free=(layer.out_features, layer.in_features))
@@ -193,9 +188,7 @@ def _refuse_convolution(layer):
 
 @output_shape.register(AOLLinear)
 def _linear_output_shape(layer, input_shape):
-    if input_shape[-1] != layer.in_features:
-        takes = f"{layer.in_features} numbers in the last dimension"
-        raise ValueError(f"{name_of(layer)} takes {takes}, got the sample shape {input_shape}.")
+    require_features(layer, input_shape, layer.in_features)
     return (*input_shape[:-1], layer.out_features)
 
 

@@ -29,7 +29,7 @@ from lipbook.contracts.guard import finite_attribute, name_of, refusal
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.structures import checked_count
 from lipbook.layers.maps import cayley
-from lipbook.layers.orthogonal import plain_linear, refuse_shapes, reset_bias
+from lipbook.layers.orthogonal import plain_linear, refuse_shapes, require_features, reset_bias
 from lipbook.layers.parametrised import Parametrised, wide
 from lipbook.layers.residual import enclose_residual
 from lipbook.norms.spectral import UNIT_ROUNDOFF, gamma, normalised, spectral_norm, unscaled_up
@@ -238,13 +238,6 @@ def _residual(layer):
 
 
 enclose.register(LipschitzResidual, enclose_residual)
-
-
-def require_features(layer: nn.Module, shape: tuple[int, ...], features: int) -> None:
-    """Raise a ValueError unless a sample of this shape has so many numbers in the last dimension."""
-    if shape[-1] != features:
-        takes = f"{features} numbers in the last dimension"
-        raise ValueError(f"{name_of(layer)} takes {takes}, got the sample shape {shape}.")
 
 
 def _checked_constant(lipschitz):

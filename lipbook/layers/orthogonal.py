@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lipbook.contracts.definitions import output_shape
-from lipbook.contracts.guard import name_of, refusal
+from lipbook.contracts.guard import refusal
+from lipbook.contracts.spatial import not_taken
 from lipbook.contracts.structures import checked_count
 from lipbook.layers import maps
 from lipbook.layers.parametrised import Parametrised, register_plain, wide
@@ -104,6 +105,13 @@ def checked_flag(value: bool, name: str) -> bool:
     return value
 
 
+def checked_odd(number: int, name: str) -> int:
+    """`number` if it is an odd positive int; otherwise a TypeError or a ValueError."""
+    if checked_count(number, name, least=1) % 2 == 0:
+        raise ValueError(f"{name} must be odd, got {number}: the image keeps its size.")
+    return number
+
+
 def reset_bias(bias: Tensor, inputs: int) -> None:
     """Torch's own initial bias of a layer whose outputs read so many numbers each."""
     nn.init.uniform_(bias, -1 / math.sqrt(inputs), 1 / math.sqrt(inputs))
@@ -140,6 +148,12 @@ def refuse_shapes(layer: nn.Module, **expected: tuple[int, ...]) -> str | None:
     return None
 
 
+def require_features(layer: nn.Module, shape: tuple[int, ...], features: int) -> None:
+    """Raise a ValueError unless a sample of this shape has so many numbers in the last dimension."""
+    if shape[-1] != features:
+        raise not_taken(layer, shape, f"{features} numbers in the last dimension")
+
+
 @refusal.register(OrthogonalLinear)
 def _refuse(layer):
     if layer.method not in METHODS:
@@ -149,9 +163,7 @@ def _refuse(layer):
 
 @output_shape.register(OrthogonalLinear)
 def _output_shape(layer, input_shape):
-    if input_shape[-1] != layer.in_features:
-        takes = f"{layer.in_features} numbers in the last dimension"
-        raise ValueError(f"{name_of(layer)} takes {takes}, got the sample shape {input_shape}.")
+    require_features(layer, input_shape, layer.in_features)
     return (*input_shape[:-1], layer.out_features)
 
 

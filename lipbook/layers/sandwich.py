@@ -18,9 +18,16 @@ from lipbook.contracts.definitions import expand, output_shape
 from lipbook.contracts.guard import refusal
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.structures import checked_count
-from lipbook.layers.block import balanced_, exp_of, norm_up, register_block, require_features, scale_of
+from lipbook.layers.block import balanced_, exp_of, norm_up, register_block, scale_of
 from lipbook.layers.maps import cayley
-from lipbook.layers.orthogonal import checked_choice, plain_linear, refuse_shapes, reset_bias
+from lipbook.layers.orthogonal import (
+    checked_choice,
+    checked_flag,
+    plain_linear,
+    refuse_shapes,
+    require_features,
+    reset_bias,
+)
 from lipbook.layers.parametrised import Parametrised, wide
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}  # slopes in [0, 1]
@@ -57,9 +64,7 @@ class SandwichLinear(Parametrised):
         self.activation = checked_choice(activation, "activation", tuple(ACTIVATIONS))
         self.free = nn.Parameter(torch.empty(out_features + in_features, out_features))
         self.psi = nn.Parameter(torch.empty(out_features))
-        if not isinstance(bias, bool):
-            raise TypeError(f"bias must be True or False, got {bias!r}.")
-        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+        self.bias = nn.Parameter(torch.empty(out_features)) if checked_flag(bias, "bias") else None
         self.reset_parameters()
 
     def reset_parameters(self):

@@ -17,12 +17,22 @@ from torch import Tensor, nn
 
 from lipbook.bound import as_float64
 from lipbook.contracts.definitions import output_shape, residual
-from lipbook.contracts.guard import name_of, refusal
+from lipbook.contracts.guard import refusal
 from lipbook.contracts.rounding import enclose
+from lipbook.contracts.spatial import not_taken
 from lipbook.contracts.structures import checked_count
-from lipbook.layers.block import plain_block, register_block, require_features
+from lipbook.layers.block import plain_block, register_block
+from lipbook.layers.filters import convolve
 from lipbook.layers.maps import gram_matrix
-from lipbook.layers.orthogonal import checked_choice, plain_linear, refuse_shapes, reset_bias
+from lipbook.layers.orthogonal import (
+    checked_choice,
+    checked_odd,
+    plain_convolution,
+    plain_linear,
+    refuse_shapes,
+    require_features,
+    reset_bias,
+)
 from lipbook.layers.parametrised import Parametrised, wide
 from lipbook.layers.residual import enclose_residual
 from lipbook.norms.spectral import gamma
@@ -139,7 +149,8 @@ class SLLConv2d(_SLL):
         bias: b, (hidden,).
 
     Raises:
-        ValueError, TypeError: sizes that are not positive ints, an even kernel, another padding.
+        ValueError, TypeError: sizes that are not positive ints, an even kernel, another padding; in the
+            forward pass, an image that the layer does not take.
 
     Source: Araujo et al., ICLR 2023, section 4.2. Chapter: layers/direct-parameterizations.
     """
@@ -149,9 +160,7 @@ class SLLConv2d(_SLL):
     ):
         super().__init__()
         self.channels = checked_count(channels, "channels", least=1)
-        if checked_count(kernel_size, "kernel_size", least=1) % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, so that the image keeps its size, got {kernel_size}.")
-        self.kernel_size = kernel_size
+        self.kernel_size = checked_odd(kernel_size, "kernel_size")
         self.hidden = channels if hidden is None else checked_count(hidden, "hidden", least=1)
         self.padding_mode = checked_choice(padding_mode, "padding_mode", PADDINGS)
         self.weight = nn.Parameter(torch.empty(self._kernel_shape()))
@@ -174,14 +183,10 @@ class SLLConv2d(_SLL):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width) to the same shape."""
+        _convolution_output_shape(self, tuple(inputs.shape[1:]))
         V, c = self.weights()
-        return inputs - 2 * self._convolved(torch.relu(self._convolved(inputs, V, c)), _transposed(V))
-
-    def _convolved(self, inputs, kernel, bias=None):
-        half = self.kernel_size // 2
-        if self.padding_mode == "zeros":
-            return F.conv2d(inputs, kernel, bias, padding=half)
-        return F.conv2d(F.pad(inputs, (half,) * 4, mode="circular"), kernel, bias)
+        hidden = torch.relu(convolve(inputs, V, self.padding_mode, c))
+        return inputs - 2 * convolve(hidden, _transposed(V), self.padding_mode)
 
     def plain(self, input_shape: tuple[int, ...] | None = None) -> nn.Sequential:
         """The same function as Conv2d, ReLU, Conv2d, by x = relu(x) - relu(-x)."""
@@ -195,21 +200,8 @@ class SLLConv2d(_SLL):
         return nn.Sequential(self._plain(entering, biases), nn.ReLU(), self._plain(leaving, None))
 
     def _plain(self, kernel, bias):
-        layer = nn.utils.skip_init(
-            nn.Conv2d,
-            *kernel.shape[1::-1],
-            self.kernel_size,
-            padding=self.kernel_size // 2,
-            padding_mode=self.padding_mode,
-            bias=bias is not None,
-            dtype=kernel.dtype,
-            device=kernel.device,
-        )
-        with torch.no_grad():
-            layer.weight.copy_(kernel)
-            if bias is not None:
-                layer.bias.copy_(bias)
-        return layer
+        options = {"padding": self.kernel_size // 2, "padding_mode": self.padding_mode}
+        return plain_convolution(kernel, bias, **options)
 
     def extra_repr(self):
         return (
@@ -264,7 +256,7 @@ def _convolution_output_shape(layer, input_shape):
     least = max(1, layer.kernel_size // 2) if layer.padding_mode == "circular" else 1
     if len(input_shape) != 3 or input_shape[0] != layer.channels or min(input_shape[1:]) < least:
         takes = f"{layer.channels} channels of images of at least {least} by {least} pixels"
-        raise ValueError(f"{name_of(layer)} takes {takes}, got the sample shape {input_shape}.")
+        raise not_taken(layer, input_shape, takes)
     return input_shape
 
 

@@ -65,6 +65,8 @@ def _waves(size, taps, like):
 def apply_symbols(inputs: Tensor, blocks: Tensor) -> Tensor:
     """The circular convolution of a batch (batch, c_in, h, w) by its matrix at each frequency."""
     size = inputs.shape[-2:]
+    if len(inputs) == 0:  # which the Fourier transforms refuse
+        return inputs.new_zeros(0, blocks.shape[-2], *size)
     spectrum = torch.fft.rfft2(inputs).permute(2, 3, 0, 1)
     images = spectrum @ blocks.unflatten(0, spectrum.shape[:2]).mT
     return torch.fft.irfft2(images.permute(2, 3, 0, 1), s=size)

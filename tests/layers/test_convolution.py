@@ -421,3 +421,9 @@ def test_a_subclass_that_computes_something_else_is_refused():
     bound = lipschitz(OrthogonalConv2d(2, 2, 3, method="cayley"), 2, (2, 4, 4))
     with pytest.raises(CertificateError):
         dataclasses.replace(bound, value=3.0).verify(Doubled(2, 2, 3, method="cayley"))
+
+
+@pytest.mark.parametrize("method", ["bcop", "soc", "cayley", "bro"])
+def test_an_empty_batch_gives_an_empty_batch(method):
+    layer = OrthogonalConv2d(2, 2, 3, method=method)
+    assert layer(torch.zeros(0, 2, 4, 5)).shape == (0, 2, 4, 5)

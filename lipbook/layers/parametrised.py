@@ -54,7 +54,8 @@ class Parametrised(nn.Module):
 
     def weights(self, *size: int) -> tuple[Tensor, ...]:
         """What `materialise` gives, kept in eval mode where no gradient of a parameter is wanted."""
-        if self.training or torch.compiler.is_compiling() or self._modules:
+        is_traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.training or is_traced or self._modules:
             return self.materialise(*size)
         parameters = tuple(_tensors(self))
         if not all(map(_is_constant, parameters)):
@@ -63,7 +64,9 @@ class Parametrised(nn.Module):
         if kept is None or kept[1] != size or not all(map(_same, parameters, kept[0])):
             with torch.inference_mode(False), torch.no_grad():
                 values = tuple(parameter.detach().clone() for parameter in parameters)
-                kept = self._kept = values, size, self.materialise(*size)
+                kept = values, size, self.materialise(*size)
+            if all(type(tensor) is Tensor for tensor in (*values, *kept[2])):  # and none has only a shape
+                self._kept = kept
         return kept[2]
 
     def __setattr__(self, name, value):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrizations, parametrize
 
 from lipbook import UnsupportedLayerError
@@ -216,3 +217,21 @@ def test_kernels_of_the_largest_floats_give_contractions(method, padding, dtype)
 def test_bjorck_of_one_column_can_be_differentiated_twice(shape):
     free = samples(*shape).requires_grad_()
     assert torch.autograd.gradgradcheck(maps.bjorck, (free,))
+
+
+@pytest.mark.parametrize("how", ["tensors that have only a shape", "a trace", "a graph"])
+def test_a_layer_that_was_traced_in_eval_mode_computes_as_before(how):
+    layer, x = OrthogonalLinear(3, 3).double().eval(), samples(4, 3)
+    with torch.no_grad():
+        expected = nn.functional.linear(x, layer.weight, layer.bias)
+        if how == "a trace":
+            assert torch.equal(torch.jit.trace(layer, x)(x), expected)
+        elif how == "a graph":
+            layer(x)
+            assert torch.allclose(torch.export.export(layer, (x,)).module()(x), expected)
+        else:
+            with FakeTensorMode(allow_non_fake_inputs=True):
+                layer(x)
+        assert torch.equal(layer(x), expected)
+        layer.free.add_(torch.ones(3, 3))
+        assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

@@ -56,7 +56,8 @@ class _SLL(Parametrised):
 
     def diagonal(self) -> Tensor:
         """T, (hidden,), in at least float32: infinite or 0 where it is beyond the floats."""
-        unit, _, roots = self._rooted(wide(self.weight), wide(self.log_q))
+        with torch.autocast(self.weight.device.type, enabled=False):
+            unit, _, roots = self._rooted(wide(self.weight), wide(self.log_q))
         return (roots / unit) ** 2
 
     def _rooted(self, weight, log_q):

@@ -235,3 +235,12 @@ def test_a_layer_that_was_traced_in_eval_mode_computes_as_before(how):
         assert torch.equal(layer(x), expected)
         layer.free.add_(torch.ones(3, 3))
         assert torch.equal(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("kind", [lambda: SLLLinear(16), lambda: SLLConv2d(4, 3)], ids=["dense", "images"])
+def test_the_diagonal_of_an_sll_layer_is_the_same_under_autocast(kind):
+    torch.manual_seed(0)
+    layer = kind()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = layer.diagonal()
+    assert found.dtype == torch.float32 and torch.equal(found, layer.diagonal())

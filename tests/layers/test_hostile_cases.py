@@ -219,6 +219,7 @@ def test_bjorck_of_one_column_can_be_differentiated_twice(shape):
     assert torch.autograd.gradgradcheck(maps.bjorck, (free,))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace", "ignore:Converting a tensor:torch.jit.TracerWarning")
 @pytest.mark.parametrize("how", ["tensors that have only a shape", "a trace", "a graph"])
 def test_a_layer_that_was_traced_in_eval_mode_computes_as_before(how):
     layer, x = OrthogonalLinear(3, 3).double().eval(), samples(4, 3)

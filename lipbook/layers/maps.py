@@ -53,15 +53,15 @@ def bjorck(free: Tensor) -> Tensor:
     if rows < columns:
         return bjorck(free.mT).mT
     identity = torch.eye(columns, dtype=free.dtype, device=free.device)
-    largest = _positive(free.abs().amax((-2, -1), keepdim=True))
-    weight = free / (largest / largest.clamp(2.0**-20, 2.0**20))  # so that squares are within the floats
+    unit = _largest_entry(free, (-2, -1))
+    # So that squares are within the floats: by 1, or by a constant that the scaling below undoes.
+    weight = free / (unit / unit.clamp(2.0**-20, 2.0**20))
     gram = gram_matrix(weight)
-    mean = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
-    largest = mean
+    square = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     if columns > 1:  # one column spreads by 0, where a norm has no second derivative
-        spread = torch.linalg.vector_norm(gram - mean * identity, dim=(-2, -1), keepdim=True)
-        largest = mean + (1 - 1 / columns) ** 0.5 * spread
-    square = _positive(largest)
+        spread = torch.linalg.vector_norm(gram - square * identity, dim=(-2, -1), keepdim=True)
+        square = square + (1 - 1 / columns) ** 0.5 * spread
+    square = _positive(square)
     square = square / square.clamp(0.5, 2)
     for k in range(BJORCK_STEPS):
         weight = weight @ ((1.5 * identity - gram * (0.5 / square)) / square.sqrt())

@@ -128,9 +128,9 @@ class AOLConv2d(Parametrised):
         self.reset_parameters()
 
     def reset_parameters(self):
-        """An orthogonal matrix at the central tap, and small normal entries everywhere, which keep the Gram
-        matrix from zeros, where an absolute value has no derivative; a bias as in `nn.Conv2d`."""
-        nn.init.normal_(self.free, std=0.01)
+        """An orthogonal matrix at the central tap, and normal entries that are small together, which keep the
+        Gram matrix from zeros, where an absolute value has no derivative; a bias as in `nn.Conv2d`."""
+        nn.init.normal_(self.free, std=0.1 / self.free[0].numel())
         centre = self.free[:, :, self.kernel_size // 2, self.kernel_size // 2]
         with torch.no_grad():
             centre.add_(nn.init.orthogonal_(torch.empty_like(centre)))

@@ -60,6 +60,8 @@ class OrthogonalConv2d(Parametrised):
         bias: whether to add one number a channel.
         method: "bcop", "patch", "soc", "cayley" or "bro".
 
+    The state of a layer is its parameters alone: load it into one with the same method and padding.
+
     Attributes:
         free: the free parameter: the kernel ("soc", "cayley"), the kernel of the directions that are
             reflected ("bro"), the last factor as a matrix ("bcop", "patch").
@@ -149,9 +151,11 @@ class OrthogonalConv2d(Parametrised):
 
     @property
     def weight(self) -> Tensor:
-        """The materialised kernel, (out_channels, in_channels, k, k), of "bcop" and "patch"."""
+        """The materialised kernel, (out_channels, in_channels, k, k), of "bcop" and "patch", anew."""
         if self.method not in KERNELS:
-            raise RuntimeError(f'method "{self.method}" has no kernel of its own: export(model) writes one.')
+            raise AttributeError(
+                f'method "{self.method}" has no kernel of its own: export(model) writes one.'
+            )
         return self.materialise()[0]
 
     def compute(self, *size: int) -> tuple[Tensor]:
@@ -274,9 +278,11 @@ def _output_shape(layer, input_shape):
 def _lipschitz(layer, norm, input_shape):
     if input_shape is not None:
         _output_shape(layer, input_shape)
-    if layer.method in KERNELS:
+    if layer.method in KERNELS and (norm == math.inf or input_shape or layer.padding_mode == "zeros"):
         return plain_lipschitz(layer, norm, input_shape)
-    if norm == math.inf:
+    if layer.method in KERNELS:
+        least, method = _norm_on_the_plane, "torus"
+    elif norm == math.inf:
         least, method = functools.partial(_row_sums, input_shape=input_shape), "row sums"
     elif not layer._has_symbols():
         least, method = _polynomial_norm, "contraction by its degree"
@@ -293,6 +299,16 @@ def _require_read_here(layer, input_shape=None, sized=True):
         raise TypeError(f"{name_of(layer)} is not read as an OrthogonalConv2d.")
     if sized and input_shape is None:
         raise _needs_size(layer)
+
+
+def _norm_on_the_plane(layer):
+    """A bound for every image: a ring that the stride divides has a part of the frequencies of the plane.
+
+    So have the images without padding, of every size together all of them.
+    """
+    _require_read_here(layer, sized=False)
+    with torch.no_grad():
+        return conv_norm(layer.materialise()[0], None, layer.stride, padding=0).value
 
 
 def _polynomial_norm(layer):

@@ -19,7 +19,9 @@ def export(model: nn.Sequential, input_shape: tuple[int, ...] | None = None) -> 
 
     Its outputs are those of the model up to rounding, and its weights are stored: bounds on them hold on
     every machine. A block H x + G relu(W x + b) becomes Linear, ReLU, Linear by x = relu(x) - relu(-x): the
-    function is the same, and the product of the norms is not; bound it by `lipbook.sdp.lipsdp`.
+    function is the same, and the product of the norms is not. Keep the bound of the model: exporting moves
+    the outputs by rounding alone. Convolutions that depend on the size of the image ("soc", "cayley", "bro")
+    are exported for `input_shape`, and on images of another size compute something else, of another norm.
 
     Args:
         model: an `nn.Sequential`, nesting and `Residual` allowed.

@@ -29,6 +29,8 @@ class OrthogonalLinear(Parametrised):
         method: "cayley", "bjorck", "qr", "cholesky" (W within its ridge of orthogonal) or "bro" (a block
             reflector of the larger size, cut to its first rows or columns).
 
+    The state of a layer is its parameters alone: load it into one with the same method.
+
     Attributes:
         free: the free parameter, (out_features, in_features); for "bro" (larger size, half of it).
         bias: (out_features,) or None.
@@ -65,7 +67,7 @@ class OrthogonalLinear(Parametrised):
 
     @property
     def weight(self) -> Tensor:
-        """The materialised weight W, (out_features, in_features)."""
+        """The materialised weight W, (out_features, in_features), computed anew: set `free` to change it."""
         return self.materialise()[0]
 
     def compute(self) -> tuple[Tensor]:

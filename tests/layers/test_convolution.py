@@ -294,7 +294,7 @@ def test_the_methods_without_a_kernel_have_no_affine_contract_and_no_weight():
         layer = built(name)
         with pytest.raises(UnsupportedLayerError, match="export"):
             affine(layer, shapes(name)[0])
-        with pytest.raises(RuntimeError, match="export"):
+        with pytest.raises(AttributeError):
             layer.weight
 
 
@@ -427,3 +427,16 @@ def test_a_subclass_that_computes_something_else_is_refused():
 def test_an_empty_batch_gives_an_empty_batch(method):
     layer = OrthogonalConv2d(2, 2, 3, method=method)
     assert layer(torch.zeros(0, 2, 4, 5)).shape == (0, 2, 4, 5)
+
+
+@pytest.mark.parametrize("method, channels, size, stride", [("bcop", (2, 3), 3, 2), ("patch", (1, 5), 3, 3)])
+def test_without_a_shape_a_strided_kernel_is_bounded_by_one_and_a_little_at_every_size(
+    method, channels, size, stride
+):
+    layer = OrthogonalConv2d(*channels, size, stride, method=method)
+    bound = lipschitz(layer)
+    assert bound.verify(layer).value <= 1.005 * (1 + 1e-5)
+    for sides in [(6, 6), (12, 6), (18, 30)]:
+        assert lipschitz(layer, 2, (channels[0], *sides)).value <= bound.value
+    with pytest.raises(CertificateError):
+        dataclasses.replace(bound, value=0.99).verify(layer)

@@ -13,11 +13,16 @@ from lipbook.contracts import lipschitz, output_shape
 from lipbook.layers import (
     AOLConv2d,
     AOLLinear,
+    LipschitzResidual,
     OrthogonalConv2d,
     OrthogonalLinear,
+    SandwichLinear,
+    SLLConv2d,
+    SLLLinear,
     convolution,
     filters,
     orthogonal,
+    sandwich,
 )
 
 PAGE = (Path(__file__).resolve().parents[2] / "book/reference/layers.md").read_text(encoding="utf-8")
@@ -34,11 +39,12 @@ def tables():
     for section in PAGE.split("\n## ")[1:]:
         lines = [line for line in section.splitlines() if line.startswith("|")]
         cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-        found.append([dict(zip(cells[0], row, strict=True)) for row in cells[2:]])
+        if cells:
+            found.append([dict(zip(cells[0], row, strict=True)) for row in cells[2:]])
     return found
 
 
-DENSE, CONVOLUTIONS = tables()
+DENSE, CONVOLUTIONS, BLOCKS = tables()
 
 
 def label(row):
@@ -132,13 +138,18 @@ def singular_values(layer, shape):
     return np.linalg.svd(matrix_of(layer, shape), compute_uv=False)
 
 
-def promised(cell, layer, dtype):
-    """The number that a cell such as "1 + 8 n ε" is, and for parameters of entries up to 1 the second one."""
+def coefficients(cell, layer):
+    """(a, whether under a root) of "1 + a n ε" or "1 + a n √ε", in the part that is about the layer."""
     first, *second = cell.split("; ")
-    small = max(parameter.abs().max().item() for parameter in layer.parameters()) <= 1
-    if second and small:
+    if second and max(parameter.abs().max().item() for parameter in layer.parameters()) <= 1:
         first = second[0].removesuffix(" for entries up to 1")
     factor, root = re.fullmatch(r"1 \+ (?:(\d+) )?n (√?)ε", first).groups()
+    return float(factor or 1), bool(root)
+
+
+def promised(cell, layer, dtype):
+    """The number that a cell such as "1 + 8 n ε" is, and for parameters of entries up to 1 the second one."""
+    factor, root = coefficients(cell, layer)
     channels = max(
         getattr(layer, "in_features", 0) or layer.in_channels,
         getattr(layer, "out_features", 0) or layer.out_channels,
@@ -148,7 +159,7 @@ def promised(cell, layer, dtype):
     half = math.sqrt(n) * eps if eps > 1e-4 else 0  # the rounding of the weight itself
     if half:
         eps = torch.finfo(torch.float32).eps
-    return 1 + float(factor or 1) * n * (eps**0.5 if root else eps) + half
+    return 1 + factor * n * (eps**0.5 if root else eps) + half
 
 
 # Norm at most, and in which dtypes.
@@ -411,3 +422,82 @@ def test_the_numbers_of_the_prose_are_those_of_the_floats():
         assert written in PAGE
         assert torch.finfo(dtype).eps == pytest.approx(told[0] * 10.0 ** told[1], rel=0.03)
     assert "$2^{-36}$" in PAGE and convolution._LOST == 2.0**-36
+
+
+# Blocks.
+
+MAKE = {
+    "SLLLinear": lambda inputs, outputs: SLLLinear(inputs, outputs + 1),
+    "SLLConv2d": lambda inputs, outputs: SLLConv2d(inputs, 3, outputs + 1),
+    "SandwichLinear": SandwichLinear,
+    "LipschitzResidual": lambda inputs, outputs: LipschitzResidual(inputs, 4, outputs, lipschitz=3.0),
+}
+
+
+def block_rows(test):
+    return pytest.mark.parametrize("row", BLOCKS, ids=lambda row: row["Block"].strip("`"))(test)
+
+
+def blocks(row):
+    sizes = [(3, 3), (1, 1)] if row["Sizes"] == "outputs equal inputs" else [(3, 3), (2, 5), (5, 2), (1, 1)]
+    return [MAKE[row["Block"].strip("`")](*size) for size in sizes]
+
+
+def constant(cell, layer, dtype):
+    if cell == "1":
+        return 1.0
+    factor, root = coefficients(cell, layer)
+    hidden = getattr(layer, "hidden", layer.out_features)
+    eps = torch.finfo(dtype).eps
+    size = factor * (layer.in_features + hidden + layer.out_features)
+    return (1 + size * (eps**0.5 if root else eps)) * getattr(layer, "lipschitz", 1.0)
+
+
+def sample_shapes(row, layer):
+    if row["Images"] == "no":
+        return [(getattr(layer, "in_features", None) or layer.features,)]
+    return [(layer.channels, 4, 5), (layer.channels, 1, 1)]
+
+
+def test_the_table_names_every_block_once():
+    assert [row["Block"].strip("`") for row in BLOCKS] == list(MAKE)
+
+
+@block_rows
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_block_has_the_constant_of_its_cell(row, dtype):
+    for seed, scale in enumerate((0, 1e-20, 0.3, 1, 30)):
+        for layer in blocks(row):
+            drawn(layer, seed)
+            with torch.no_grad():
+                for parameter in layer.parameters():
+                    parameter.mul_(scale)
+            layer = layer.to(dtype)
+            largest = constant(row["Constant at most"], layer, dtype)
+            for shape in sample_shapes(row, layer):
+                bound = lipschitz(layer, 2, shape).verify(layer)
+                assert bound.value <= largest * (1 + VALUE)
+                if row["Constant at most"] == "1":
+                    assert bound.value == 1
+
+
+@block_rows
+def test_a_block_has_the_sizes_activations_and_norms_of_its_cells(row):
+    for layer in blocks(row):
+        for shape in sample_shapes(row, layer):
+            changes = output_shape(layer, shape) != shape
+            assert not (changes and row["Sizes"] == "outputs equal inputs")
+            with pytest.raises(UnsupportedLayerError):
+                lipschitz(layer, math.inf, shape)
+    if row["Sizes"] == "any":
+        assert any(
+            output_shape(layer, shape) != shape
+            for layer in blocks(row)
+            for shape in sample_shapes(row, layer)
+        )
+    activations = row["Activation"].split(", ")
+    assert activations == (list(sandwich.ACTIVATIONS) if row["Block"] == "`SandwichLinear`" else ["relu"])
+    if row["Images"] != "no":
+        for mode in ("circular", "zeros"):
+            assert mode in row["Images"]
+            assert lipschitz(SLLConv2d(2, 3, padding_mode=mode)).value == 1

@@ -67,7 +67,7 @@ class OrthogonalLinear(Parametrised):
 
     @property
     def weight(self) -> Tensor:
-        """The materialised weight W, (out_features, in_features), computed anew: set `free` to change it."""
+        """The materialised weight W, (out_features, in_features), anew each time. Set `free` to change it."""
         return self.materialise()[0]
 
     def compute(self) -> tuple[Tensor]:

@@ -16,7 +16,6 @@ Chapter: layers/orthogonal-convolutions.
 """
 
 import copy
-import functools
 import importlib
 import importlib.metadata
 import statistics
@@ -62,7 +61,7 @@ def ours():
 
 def of_peers():
     torchlip = importlib.import_module("deel.torchlip")
-    of = functools.partial(importlib.import_module)
+    of = importlib.import_module
     aoc = of("orthogonium.layers.conv.AOC").AdaptiveOrthoConv2d
     maps = of("orthogonium.reparametrizers")
     soc = of("orthogonium.layers.conv.adaptiveSOC").AdaptiveSOCConv2d
@@ -75,9 +74,7 @@ def of_peers():
         "orthogonium AOC": lambda c, k: aoc(c, c, k),
         "orthogonium AOC QR": lambda c, k: aoc(c, c, k, ortho_params=maps.QR_ORTHO_PARAMS),
         "orthogonium AOC Cholesky": lambda c, k: aoc(c, c, k, ortho_params=maps.CHOLESKY_ORTHO_PARAMS),
-        "orthogonium SOC": lambda c, k: soc(
-            c, c, k, padding=3 * (k // 2)
-        ),  # its kernel has 3k - 2 taps a side
+        "orthogonium SOC": lambda c, k: soc(c, c, k, padding=3 * (k // 2)),  # for 3k - 2 taps a side
         "orthogonium AOL": lambda c, k: aol(c, c, k, **same),
         "1LLC BCOP": lambda c, k: of(compared + "bcop").BCOP(c, c, k),
         "1LLC Cayley": lambda c, k: of(compared + "cayley").CayleyConv(c, c, k, padding="same"),
@@ -121,9 +118,16 @@ def summary(seconds):
     return [min(seconds), statistics.median(seconds)]
 
 
+def random_rotation(n, generator):
+    """An orthogonal matrix of determinant 1."""
+    matrix = torch.linalg.qr(torch.randn(n, n, generator=generator)).Q
+    matrix[:, 0] *= torch.linalg.det(matrix).sign()
+    return matrix
+
+
 def train(layer, shape, steps, generator):
     """Fit 3 Rx, R a random rotation of the channels; the mean squared error on inputs drawn afterwards."""
-    rotation = torch.linalg.qr(torch.randn(shape[1], shape[1], generator=generator)).Q
+    rotation = random_rotation(shape[1], generator)
     trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-2)
 

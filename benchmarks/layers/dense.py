@@ -104,9 +104,16 @@ def summary(seconds):
     return [min(seconds), statistics.median(seconds)]
 
 
+def random_rotation(n, generator):
+    """An orthogonal matrix of determinant 1."""
+    matrix = torch.linalg.qr(torch.randn(n, n, generator=generator)).Q
+    matrix[:, 0] *= torch.linalg.det(matrix).sign()
+    return matrix
+
+
 def train(layer, features, batch, steps, generator):
     """Fit 3 Rx, R a random rotation; the mean squared error on 1,024 inputs drawn afterwards."""
-    rotation = torch.linalg.qr(torch.randn(features, features, generator=generator)).Q
+    rotation = random_rotation(features, generator)
     trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=1e-2)
     for _ in range(steps):

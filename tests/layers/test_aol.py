@@ -189,8 +189,12 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_attack_fails_and_the_bound_is_reached(name, dtype):
     build, shape = LAYERS[name]
-    slack = check(build(dtype), shape)
-    assert 0 <= slack["lipschitz_2"] < 0.01 and 0 <= slack["lipschitz_inf"] < 0.01
+    layer = build(dtype)
+    slack = check(layer, shape)
+    assert 0 <= slack["lipschitz_2"] < 0.01
+    # The row sums of a kernel are those of the operator where a whole window fits into the image.
+    whole = len(shape) == 1 or min(shape[1:]) >= layer.kernel_size
+    assert 0 <= slack["lipschitz_inf"] < (0.01 if whole else math.inf)
     assert {"affine", "enclose", "output_shape"} <= set(slack)
 
 

@@ -28,6 +28,7 @@ from lipbook.contracts.definitions import guarded, lipschitz, output_shape, resi
 from lipbook.contracts.guard import finite_attribute, name_of, refusal
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.structures import checked_count
+from lipbook.contracts.trained import trained_norm
 from lipbook.layers.maps import cayley
 from lipbook.layers.orthogonal import plain_linear, refuse_shapes, require_features, reset_bias
 from lipbook.layers.parametrised import Parametrised, wide
@@ -238,6 +239,11 @@ def _residual(layer):
 
 
 enclose.register(LipschitzResidual, enclose_residual)
+
+
+@trained_norm.register(LipschitzResidual)
+def _trained_norm(layer, input_shape):
+    return layer.lipschitz
 
 
 def _checked_constant(lipschitz):

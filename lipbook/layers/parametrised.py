@@ -21,6 +21,7 @@ from lipbook.contracts.certificates import reading
 from lipbook.contracts.definitions import REGISTRIES, affine, guarded, lipschitz, owner_of
 from lipbook.contracts.guard import name_of
 from lipbook.contracts.rounding import enclose
+from lipbook.contracts.trained import trained_norm
 from lipbook.contracts.variants import fix_weights
 
 
@@ -84,6 +85,11 @@ class Parametrised(nn.Module):
 
     def __getstate__(self):
         return {name: value for name, value in super().__getstate__().items() if name != "_kept"}
+
+
+@trained_norm.register(Parametrised)
+def _trained_norm(layer, input_shape):
+    return 1.0  # whatever the parameters
 
 
 @fix_weights.register(Parametrised)

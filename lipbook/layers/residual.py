@@ -22,6 +22,7 @@ from lipbook.contracts.certificates import (
 from lipbook.contracts.definitions import (
     REGISTRIES,
     affine,
+    contracts_of,
     expand,
     guarded,
     lipschitz,
@@ -32,6 +33,7 @@ from lipbook.contracts.definitions import (
 )
 from lipbook.contracts.guard import name_of, require_layer
 from lipbook.contracts.rounding import enclose, enclose_product
+from lipbook.contracts.trained import stretch, trained_norm
 from lipbook.norms.rows import row_sum_norm
 from lipbook.norms.spectral import UNIT_ROUNDOFF, spectral_norm
 
@@ -198,6 +200,13 @@ def _enclose_residual(layer, values, errors):
         bias = affine(_primitive(layer), (values.shape[-1],))[1]
         return enclose_product(values, errors, _plus_identity(layer), bias)
     return enclose_residual(layer, values, errors)
+
+
+@trained_norm.register(Residual)
+def _trained_norm(layer, input_shape):
+    if all("affine" in contracts_of(part) for part in expand(layer)):
+        return stretch(layer, input_shape)
+    return 1 + trained_norm(layer.module, input_shape)
 
 
 def enclose_residual(layer: nn.Module, values: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,12 @@
-"""Training: a plain loop that every chapter's networks come from."""
+"""Training: networks whose certificate is worth having, and what they are worth (Part IV)."""
 
+from lipbook.training.certify import CertifiedAccuracy, certified_accuracy, certified_radius, pair_constants
 from lipbook.training.loop import fit
 
-__all__ = ["fit"]
+__all__ = [
+    "CertifiedAccuracy",
+    "certified_accuracy",
+    "certified_radius",
+    "fit",
+    "pair_constants",
+]

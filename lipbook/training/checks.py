@@ -1,6 +1,8 @@
 """What a training run asks of its arguments, and of what it meets on the way."""
 
 import math
+import os
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -8,8 +10,9 @@ from torch import nn
 from lipbook.contracts.guard import name_of, require_layer
 
 
-def require_numbers(steps: int, seed: int, batch_size: int, lr: float) -> None:
-    for name, number, least in (("steps", steps, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
+def require_numbers(steps: int, seed: int, batch_size: int, lr: float, shift: int) -> None:
+    counts = ("steps", steps, 1), ("seed", seed, 0), ("batch_size", batch_size, 1), ("shift", shift, 0)
+    for name, number, least in counts:
         if not isinstance(number, int) or isinstance(number, bool):
             raise TypeError(f"{name} must be an int, got {number!r} of type {type(number).__name__}.")
         if not least <= number < 2**63:
@@ -20,17 +23,83 @@ def require_numbers(steps: int, seed: int, batch_size: int, lr: float) -> None:
         raise ValueError(f"lr must be a positive, finite learning rate, got {lr}.")
 
 
+def require_schedule(schedule: str, known: tuple[str, ...]) -> None:
+    if not isinstance(schedule, str) or schedule not in known:
+        names = " or ".join(f'"{name}"' for name in known)
+        raise ValueError(f"schedule must be {names}, got {schedule!r}.")
+
+
 def require_parts(model: nn.Module, loss) -> None:
     require_layer(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type != "cpu":
-            raise ValueError(f"{name} is on {tensor.device}: this loop trains on the CPU, use model.cpu().")
+    tensors = dict((*model.named_parameters(), *model.named_buffers()))
+    for name, tensor in tensors.items():
+        if tensor.device.type == "meta":
+            raise ValueError(
+                f"{name} is on the meta device and has no values: use model.to_empty and fill it."
+            )
+    devices = sorted({str(tensor.device) for tensor in tensors.values()})
+    if len(devices) > 1:
+        raise ValueError(f"the model is spread over {' and '.join(devices)}: move it to one device.")
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ValueError(f"{name_of(model)} has no parameter that requires a gradient: nothing to train.")
     if isinstance(loss, type):
         raise TypeError(f"loss is the class {loss.__name__}: pass an instance, {loss.__name__}().")
     if not callable(loss):
         raise TypeError(f"loss must be a function of (logits, labels), got {loss!r}.")
+
+
+def checked_device(device: torch.device | str | None) -> torch.device:
+    """The device to train on: one of this machine, with its number."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not isinstance(device, (torch.device, str)):
+        raise TypeError(f'device must be None, a torch.device or a name such as "cpu", got {device!r}.')
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f'device {device!r} is none that torch knows: use "cpu" or "cuda".') from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f'device must be the CPU or a CUDA GPU, got "{device}": use "cpu" or "cuda".')
+    if device.type == "cpu":
+        return torch.device("cpu")  # without a number, as tensors say it
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f'device "{device}" is not on this machine ({reason}): use "cpu", or None for what there is.'
+        ) from error
+
+
+def checked_path(checkpoint: str | Path | None) -> Path | None:
+    """Where the state of a run is kept: a file, in a folder that exists."""
+    if checkpoint is None:
+        return None
+    if not isinstance(checkpoint, (str, Path)):
+        raise TypeError(
+            f"checkpoint must be None or the path of a file, got {checkpoint!r} of type "
+            f"{type(checkpoint).__name__}."
+        )
+    path = Path(checkpoint)
+    if path.is_dir():
+        raise ValueError(f"checkpoint is the folder {str(path)!r}: name a file in it.")
+    if not path.parent.is_dir():
+        raise ValueError(f"checkpoint is {str(path)!r}, and its folder does not exist: make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"checkpoint is {str(path)!r}, and its folder cannot be written to: name another.")
+    return path
+
+
+def require_images(inputs: torch.Tensor, shift: int) -> None:
+    """Raise unless images of this shape can be moved by so many pixels and still be seen."""
+    if shift and inputs.ndim != 4:
+        raise ValueError(
+            f"shift={shift} moves images of shape (n, c, h, w), and the train inputs have the shape "
+            f"{tuple(inputs.shape)}: reshape them, with nn.Flatten first in the model, or use shift=0."
+        )
+    if shift and shift >= min(inputs.shape[2:]):
+        height, width = inputs.shape[2:]
+        raise ValueError(f"shift={shift} could move an image of {height} x {width} out of sight: take less.")
 
 
 def checked_set(pair, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,8 +112,8 @@ def checked_set(pair, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         if not isinstance(tensor, torch.Tensor):
             kind = type(tensor).__name__
             raise TypeError(f"the {name} {part} must be a torch.Tensor, got {kind}: use torch.as_tensor.")
-        if tensor.device.type != "cpu":
-            raise ValueError(f"the {name} {part} are on {tensor.device}: this loop trains on the CPU.")
+        if tensor.device.type == "meta":
+            raise ValueError(f"the {name} {part} are on the meta device and have no values: use real ones.")
         if tensor.layout != torch.strided:
             raise TypeError(f"the {name} {part} have the layout {tensor.layout}: use .to_dense().")
     if not inputs.is_floating_point():
@@ -67,9 +136,10 @@ def checked_set(pair, name: str) -> tuple[torch.Tensor, torch.Tensor]:
 def require_fit(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, name: str) -> None:
     """Raise unless the model (a copy, in eval mode) gives these inputs logits that have these classes."""
     shape, dtype = tuple(inputs.shape[1:]), inputs.dtype
+    device = next(model.parameters()).device
     try:
         with torch.no_grad():
-            logits = model(inputs[:1].clone())  # a copy: a layer may act in place
+            logits = model(inputs[:1].to(device, copy=True))  # a copy: a layer may act in place
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(

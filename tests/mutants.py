@@ -909,4 +909,26 @@ MUTANTS = [
         "",
         "tests/layers/test_exported.py",
     ),
+    Mutant(
+        "training/losses.py",
+        "shares = shares.clamp(_LEAST_SHARE, 1.0)",
+        "shares = shares.clamp(0.0, 1.0)",
+        "tests/training/test_losses.py",
+    ),
+    Mutant(
+        "training/losses.py",
+        "    with torch.no_grad():\n        margins",
+        "    with torch.enable_grad():\n        margins",
+        "tests/training/test_losses.py",
+    ),
+    Mutant(
+        "training/losses.py",
+        "    predicted = logits.detach().argmax(dim=1)\n"
+        "    rivals = logits + gains[predicted]\n"
+        "    return rivals.scatter(1, predicted.unsqueeze(1), -math.inf).amax(dim=1, keepdim=True)",
+        "    rivals = logits + gains[logits.detach().argmax(dim=1)]\n"
+        "    tied = logits == logits.amax(dim=1, keepdim=True)\n"
+        "    return rivals.masked_fill(tied, -math.inf).amax(dim=1, keepdim=True)",
+        "tests/training/test_losses.py",
+    ),
 ]

@@ -84,6 +84,39 @@ def logits(f):
     ]
 
 
+def numbers(f, name, too_small=None):
+    """Rows for a keyword of a loss that takes a finite number; `too_small`: one that is below its limit."""
+    bad = [
+        (math.nan, "nan"),
+        (math.inf, "inf"),
+        ("1", "'1'"),
+        (None, "None"),
+        (True, "True"),
+        (ONE, "Tensor"),
+    ]
+    bad += [] if too_small is None else [(too_small, str(too_small))]
+    return [(lambda c, value=value: f(c, **{name: value}), word) for value, word in bad]
+
+
+def losses(f):
+    """Rows for the radius, the temperature and the call of a loss that needs constants."""
+    logits, labels, constants = torch.zeros(3, 2), torch.tensor([0, 1, 1]), torch.tensor([[0.0, 1], [1, 0]])
+    return [
+        *numbers(f, "radius", -0.5),
+        *numbers(f, "temperature", 0),
+        (lambda c: f(c, radius=1)(NAN[0], labels, constants), "(2,)"),
+        (lambda c: f(c, radius=1)(EYE.long(), labels, constants), "torch.int64"),
+        (lambda c: f(c, radius=1)(logits, labels.float(), constants), "torch.float32"),
+        (lambda c: f(c, radius=1)(logits, labels + 1, constants), "from 1 to 2"),
+        (lambda c: f(c, radius=1)(logits, labels[:2], constants), "(2,)"),
+        (lambda c: f(c, radius=1)(logits, labels, None), "NoneType"),
+        (lambda c: f(c, radius=1)(logits, labels, EYE), "(3, 3)"),
+        (lambda c: f(c, radius=1)(logits, labels, -constants), "-1.0"),
+        (lambda c: f(c, radius=1)(logits, labels, constants * math.inf), "nan"),
+        (lambda c: f(c, radius=1)(logits, labels, 1 - constants), "diagonal"),
+    ]
+
+
 BAD = {
     "lipbook.Ball": [
         (lambda f: f(ONE, math.nan), "NaN"),
@@ -590,6 +623,35 @@ BAD = {
         (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr=-0.1), "-0.1"),
         (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr=math.nan), "nan"),
         (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr="0.1"), "'0.1'"),
+    ],
+    "lipbook.training.OffsetCrossEntropy": [
+        *numbers(lambda c, offset: c(offset), "offset"),
+        *numbers(lambda c, temperature: c(1.0, temperature), "temperature", -1),
+        (lambda c: c(1.0)(EYE.tolist(), SET[1]), "list"),
+        (lambda c: c(1.0)(ONE, SET[1]), "(3,)"),
+        (lambda c: c(1.0)(EYE, ONE), "torch.float32"),
+        (lambda c: c(1.0)(EYE, torch.tensor([0, 1, -100])), "-100"),
+        (lambda c: c(1.0)(EYE, torch.tensor([0, 1, 3])), "from 0 to 3"),
+    ],
+    "lipbook.training.EMMALoss": losses(lambda c, radius=1.0, **others: c(radius, **others)),
+    "lipbook.training.GloRoLoss": losses(lambda c, radius=1.0, **others: c(radius, **others)),
+    "lipbook.training.LogitAnnealingLoss": [
+        *losses(lambda c, radius=1.0, **others: c(radius, **others)),
+        *numbers(lambda c, offset: c(1.0, offset=offset), "offset"),
+        *numbers(lambda c, power: c(1.0, power=power), "power", -1),
+    ],
+    "lipbook.training.RadiusRamp": [
+        (lambda c: c(LOSS), "CrossEntropyLoss"),
+        (lambda c: c(lipbook.training.OffsetCrossEntropy(1.0)), "OffsetCrossEntropy"),
+        (lambda c: c(lipbook.training.EMMALoss), "the class EMMALoss"),
+        (lambda c: c(None), "None"),
+        (lambda c: c(c(lipbook.training.EMMALoss(1.0))), "RadiusRamp"),
+        *numbers(lambda c, start: c(lipbook.training.EMMALoss(1.0), start=start), "start", -0.1),
+        *numbers(lambda c, until: c(lipbook.training.EMMALoss(1.0), until=until), "until", 0),
+        (lambda c: c(lipbook.training.EMMALoss(1.0), start=1.5), "1.5"),
+        (lambda c: c(lipbook.training.EMMALoss(1.0), until=1.5), "1.5"),
+        (lambda c: c(lipbook.training.EMMALoss(1.0)).at(2), "got 2"),
+        (lambda c: c(lipbook.training.EMMALoss(1.0))(EYE, SET[1], EYE), "schedule"),
     ],
     "lipbook.plot.ladder": [
         (lambda f: f([]), "empty"),

@@ -2,9 +2,21 @@
 
 from lipbook.training.certify import CertifiedAccuracy, certified_accuracy, certified_radius, pair_constants
 from lipbook.training.loop import fit
+from lipbook.training.losses import (
+    EMMALoss,
+    GloRoLoss,
+    LogitAnnealingLoss,
+    OffsetCrossEntropy,
+    RadiusRamp,
+)
 
 __all__ = [
     "CertifiedAccuracy",
+    "EMMALoss",
+    "GloRoLoss",
+    "LogitAnnealingLoss",
+    "OffsetCrossEntropy",
+    "RadiusRamp",
     "certified_accuracy",
     "certified_radius",
     "fit",

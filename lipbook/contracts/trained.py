@@ -30,8 +30,8 @@ def trained_norm(layer: nn.Module, input_shape: tuple[int, ...] | None) -> float
         UnsupportedLayerError: the layer has no Lipschitz contract.
         ValueError: the shape of a sample is needed, and missing.
     """
-    if "affine" in contracts_of(layer) and any(weight.requires_grad for weight in layer.parameters()):
-        return stretch(layer, input_shape)
+    if "affine" in contracts_of(layer):
+        return free_norm(layer, input_shape)
     return lipschitz(layer, 2, input_shape).value
 
 
@@ -44,6 +44,13 @@ def _product(layer, input_shape):
     return product
 
 
+def free_norm(layer: nn.Module, input_shape: tuple[int, ...] | None) -> float | Tensor:
+    """The constant of an affine layer: by `stretch` if a parameter of it is trained, else its contract's."""
+    if any(weight.requires_grad for weight in layer.parameters()):
+        return stretch(layer, input_shape)
+    return lipschitz(layer, 2, input_shape).value
+
+
 def stretch(layer: nn.Module, input_shape: tuple[int, ...] | None) -> Tensor:
     """By how much an affine layer stretches the direction that power iteration finds, with its gradient."""
     if input_shape is None:
@@ -54,7 +61,7 @@ def stretch(layer: nn.Module, input_shape: tuple[int, ...] | None) -> Tensor:
             )
         input_shape = (features,)
     first = next(layer.parameters())
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         origin = first.new_zeros(1, *input_shape)
 
         def linear(direction):
@@ -64,12 +71,20 @@ def stretch(layer: nn.Module, input_shape: tuple[int, ...] | None) -> Tensor:
         start = torch.randn(1, *input_shape, generator=generator, device="cpu").to(origin)
         direction = _unit(start).requires_grad_()
         for _ in range(_STEPS):
-            # The gradient of |Wv|^2 / 2 is W'Wv: one step of power iteration.
-            half = linear(direction).square().sum() / 2
-            (moved,) = torch.autograd.grad(half, direction)
+            # The gradient of u'Wv, with u along Wv, is along W'Wv: one step of power iteration.
+            image = linear(direction)
+            (moved,) = torch.autograd.grad((_unit(image) * image).sum(), direction)
             direction = _unit(moved).requires_grad_()
-        return torch.linalg.vector_norm(linear(direction.detach()))
+        image = linear(direction.detach())
+        scale = _size(image)
+        return scale * torch.linalg.vector_norm(image / scale)
 
 
 def _unit(vector):
-    return (vector / torch.linalg.vector_norm(vector).clamp(min=torch.finfo(vector.dtype).tiny)).detach()
+    vector = (vector / _size(vector)).detach()
+    return vector / torch.linalg.vector_norm(vector).clamp(min=1)
+
+
+def _size(vector):
+    """The largest entry, by which a vector is divided so that no square leaves the range of its dtype."""
+    return vector.detach().abs().max().clamp(min=torch.finfo(vector.dtype).tiny)

@@ -33,7 +33,7 @@ from lipbook.contracts.definitions import (
 )
 from lipbook.contracts.guard import name_of, require_layer
 from lipbook.contracts.rounding import enclose, enclose_product
-from lipbook.contracts.trained import stretch, trained_norm
+from lipbook.contracts.trained import free_norm, trained_norm
 from lipbook.norms.rows import row_sum_norm
 from lipbook.norms.spectral import UNIT_ROUNDOFF, spectral_norm
 
@@ -204,9 +204,14 @@ def _enclose_residual(layer, values, errors):
 
 @trained_norm.register(Residual)
 def _trained_norm(layer, input_shape):
-    if all("affine" in contracts_of(part) for part in expand(layer)):
-        return stretch(layer, input_shape)
-    return 1 + trained_norm(layer.module, input_shape)
+    primitive = _primitive(layer)
+    if primitive is None or "affine" not in contracts_of(primitive):
+        return 1 + trained_norm(layer.module, input_shape)
+    if _stored_linear(layer):
+        return free_norm(layer, input_shape or (primitive.in_features,))
+    if input_shape is None or numel(input_shape) > _LARGEST:  # as in the contract
+        return 1 + trained_norm(layer.module, input_shape)
+    return free_norm(layer, input_shape)
 
 
 def enclose_residual(layer: nn.Module, values: Tensor, errors: Tensor) -> tuple[Tensor, Tensor]:

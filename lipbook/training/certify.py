@@ -155,17 +155,18 @@ def pair_constants(
     steps = read(model, None if input_shape is None else checked_shape(input_shape))
     body, head = _body_and_head(steps)
     if differentiable:
-        return _estimate(body, steps[-1].layer, head.shape[1])
+        return _estimate(body, steps[-1], head.shape[1])
     return _matrix(product_bound(model, logits="pairs", input_shape=input_shape), len(head))
 
 
-def _estimate(body, head, features):
+def _estimate(body, last, features):
     norm = 1.0
     for step in body:
         norm = norm * trained_norm(step.layer, step.input_shape)
-    first = next(head.parameters())
+    first = next(last.layer.parameters())
     unit_vectors = torch.eye(features, dtype=first.dtype, device=first.device)
-    rows = (head(unit_vectors) - head(torch.zeros_like(unit_vectors[:1]))).T
+    unit_vectors = unit_vectors.reshape(features, *(last.input_shape or (features,)))
+    rows = (last.layer(unit_vectors) - last.layer(torch.zeros_like(unit_vectors[:1]))).flatten(1).T
     return norm * torch.linalg.vector_norm(rows[:, None] - rows, dim=-1)
 
 
@@ -218,7 +219,10 @@ def _count(steps, shape, rule, bound):
 def _constants(model, shape, count, bound, rule):
     """(classes, classes) constants, the norm that they speak of, and the region, or None for everywhere."""
     if rule == "vector":
-        bound = product_bound(model, input_shape=shape) if bound is None else _proved(bound, None, model)
+        if bound is None:
+            bound = product_bound(model, input_shape=shape)
+        else:
+            _prove(bound, None, model, shape)
         # |z_i - z_j| is at most sqrt(2) |z|_2, and at most 2 |z|_inf.
         factor = math.nextafter(math.sqrt(2), 2) if bound.norm == 2 else 2.0
         value = math.nextafter(factor * bound.value, math.inf) if bound.value > 0 else 0.0
@@ -232,18 +236,20 @@ def _constants(model, shape, count, bound, rule):
             f'{count} logits, i < j, as product_bound(model, logits="pairs") gives it, got '
             f'{_told(bound)}. One bound on the output vector goes with rule="vector".'
         )
-    bounds = [_proved(bound[pair], pair, model) for pair in pairs]
-    first = bounds[0]
-    if any((other.norm, other.region) != (first.norm, first.region) for other in bounds):
+    bounds = {pair: bound[pair] for pair in pairs}
+    for pair in pairs:
+        _prove(bounds[pair], pair, model, shape)
+    first = bounds[pairs[0]]
+    if any((other.norm, other.region) != (first.norm, first.region) for other in bounds.values()):
         raise ValueError("the bounds speak of different norms or regions: compute them with the same.")
-    return _matrix(bound, count), first.norm, first.region
+    return _matrix(bounds, count), first.norm, first.region
 
 
 def _told(bound):
     return f"one of {len(bound)} entries" if isinstance(bound, dict) else repr(bound)
 
 
-def _proved(bound, output, model):
+def _prove(bound, output, model, shape):
     if not isinstance(bound, Bound):
         raise TypeError(f"bound must be a Bound, got {_told(bound)} of type {type(bound).__name__}.")
     if bound.kind != "upper":
@@ -251,7 +257,19 @@ def _proved(bound, output, model):
     if bound.output != output:
         meant = "the output vector" if output is None else f"logits {output[0]} - {output[1]}"
         raise ValueError(f"bound must be on {meant}, got {bound!r}.")
-    return bound.verify(model)
+    proved_for = _input_shape(bound.certificate)
+    if proved_for not in (None, shape):
+        raise ValueError(
+            f"the bound is proved for inputs of shape {proved_for}, and these have {shape}: the norm of a "
+            "convolution depends on the size of the image. Compute it with the input_shape of the inputs."
+        )
+    bound.verify(model)
+
+
+def _input_shape(certificate):
+    """The only shape of a sample that a certificate speaks of, or None."""
+    shapes = getattr(certificate, "shapes", ())
+    return shapes[0] if shapes else getattr(certificate, "input_shape", None)
 
 
 def _matrix(bounds, count):
@@ -303,6 +321,7 @@ def _check_labels(labels, total, count):
         raise TypeError(f"labels must be integers (classes), got {labels.dtype}: use .long().")
     if labels.shape != (total,):
         raise ValueError(f"labels must have shape ({total},), one an input, got {tuple(labels.shape)}.")
+    labels = labels.cpu().long()  # torch compares no uint16
     if labels.min() < 0 or labels.max() >= count:
         ends = f"{labels.min().item()} to {labels.max().item()}"
         raise ValueError(f"labels must be from 0 to {count - 1}, the model's classes, got {ends}.")
@@ -311,14 +330,16 @@ def _check_labels(labels, total, count):
 def _checked_number(number, name):
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         raise TypeError(f"{name} must be a number, got {type(number).__name__}.")
+    if isinstance(number, int) and abs(number) > 2**53:
+        raise ValueError(f"{name} must be a float or an int of at most 2^53, got {number}.")
     return float(number)
 
 
 def _interval(count, total, confidence):
     """The ends of the interval of Clopper and Pearson, rounded outward."""
-    from scipy.special import betaincinv  # here, so that importing the library does not load it
+    from scipy.special import betainccinv, betaincinv  # here: importing the library does not load it
 
     tail = (1 - confidence) / 2
     low = 0.0 if count == 0 else float(betaincinv(count, total - count + 1, tail))
-    high = 1.0 if count == total else float(betaincinv(count + 1, total - count, 1 - tail))
+    high = 1.0 if count == total else float(betainccinv(count + 1, total - count, tail))
     return low * (1 - 1e-9), min(1.0, high * (1 + 1e-9))

@@ -139,22 +139,15 @@ def fit(
         own = None if path is None else fingerprint(model, loss, train, validation, **settings)
         if path is not None and path.exists():
             resume(run, path, own)
-        inputs, labels = _near(device, train)
+        train = _near(device, train)
         judged = None if validation is None else _near(device, validation)
         judgements = {steps * k // _JUDGEMENTS for k in range(1, _JUDGEMENTS + 1)}
-        drawn = itertools.islice(batches(len(labels), batch_size, seed, shift), run.step, None)
+        drawn = itertools.islice(batches(len(train[0]), batch_size, seed, shift), run.step, None)
         for step in _counted(run.step + 1, steps, progress):
-            batch, moves = next(drawn)
-            images = _picked(inputs, batch, device)
-            images = moved(images, moves, shift) if shift else images
             done = (step - 1) / steps
-            value = _value(loss, done, model.train(), images, _picked(labels, batch, device))
+            value = _value(loss, done, model.train(), *_batch(train, *next(drawn), shift, device))
             require_loss_value(value, step)
-            run.optimizer.param_groups[0]["lr"] = lr * _SCHEDULES[schedule](done)
-            run.optimizer.zero_grad()
-            value.backward(inputs=weights)  # no gradient is left on what the loss itself may hold
-            require_gradients(weights)
-            run.optimizer.step()
+            _descend(run.optimizer, weights, value, lr * _SCHEDULES[schedule](done))
             run.losses.append(value.item())
             run.step = step
             if step in judgements:
@@ -195,8 +188,10 @@ def _near(device, pair):
     return tuple(part.to(device) if part.nbytes <= _SMALL else part for part in pair)
 
 
-def _picked(samples, batch, device):
-    return samples[batch.to(samples.device)].to(device)
+def _batch(pair, indices, moves, shift, device):
+    """The inputs, moved, and the labels of these samples."""
+    inputs, labels = (part[indices.to(part.device)].to(device) for part in pair)
+    return moved(inputs, moves, shift) if shift else inputs, labels
 
 
 def _value(loss, done, model, inputs, labels):
@@ -207,6 +202,15 @@ def _value(loss, done, model, inputs, labels):
         return loss(logits, labels)
     constants = pair_constants(model, differentiable=True, input_shape=tuple(inputs.shape[1:]))
     return loss(logits, labels, constants)
+
+
+def _descend(optimizer, weights, value, rate):
+    """One step against the gradient of the loss, with this learning rate."""
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.zero_grad()
+    value.backward(inputs=weights)  # no gradient is left on what the loss itself may hold
+    require_gradients(weights)
+    optimizer.step()
 
 
 def _judge(run, inputs, labels, device):

@@ -15,6 +15,7 @@ Sources: beside each class, with the code of its authors as read in November 202
 
 import copy
 import math
+import sys
 
 import torch
 from torch import Tensor, nn
@@ -281,7 +282,7 @@ def _annealing(losses, power):
 def _checked_number(number, name, least=-math.inf, most=math.inf):
     if not isinstance(number, (int, float)) or isinstance(number, bool):
         raise TypeError(f"{name} must be a number, got {number!r} of type {type(number).__name__}.")
-    if not (math.isfinite(number) and least <= number <= most):
+    if not (least <= number <= most and abs(number) <= sys.float_info.max):  # a NaN fails both
         limits = [f"at least {least}"] * math.isfinite(least) + [f"at most {most}"] * math.isfinite(most)
         raise ValueError(f"{name} must be finite{''.join(', ' + limit for limit in limits)}, got {number}.")
     return float(number)

@@ -520,6 +520,12 @@ def test_a_bad_call_is_named(change, word):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("radius", [10**400, -(10**400), math.nan, -math.inf])
+def test_a_radius_that_no_float_holds_is_refused(radius):
+    with pytest.raises(ValueError, match="radius must be finite"):
+        EMMALoss(radius)
+
+
 @pytest.mark.parametrize("progress", [-0.1, 1.1, math.nan, math.inf, "0.5", None, True])
 def test_a_ramp_refuses_what_is_no_progress(progress):
     with pytest.raises((ValueError, TypeError), match="progress") as caught:

@@ -25,6 +25,7 @@ NAN = torch.tensor([[1.0, math.nan]])
 INF = torch.tensor([[1.0, math.inf]])
 UPPER = lipbook.Bound(2.0, "upper", method="svd")
 SET = (EYE, torch.tensor([0, 1, 1]))  # inputs and labels
+IMAGES = (torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 1]))
 LOSS = nn.CrossEntropyLoss()
 CHAIN = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 ALT = "Two bounds, the upper one twice the lower one."
@@ -623,6 +624,23 @@ BAD = {
         (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr=-0.1), "-0.1"),
         (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr=math.nan), "nan"),
         (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, lr="0.1"), "'0.1'"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, schedule="step"), "'step'"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, schedule=None), "None"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, schedule=["cosine"]), "['cosine']"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, shift=-1), "-1"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, shift=1.0), "1.0"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, shift=True), "bool"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, shift=1), "(3, 3)"),
+        (lambda f: f(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), IMAGES, None, LOSS, 3, shift=2), "2 x 2"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, checkpoint=3), "int"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, checkpoint=b"run.pt"), "bytes"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, checkpoint=""), "'.'"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, checkpoint="no-folder/run.pt"), "no-folder"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, checkpoint=__file__), "test_bad_input.py"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, device="meta"), "meta"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, device="gpu"), "'gpu'"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, device="cuda:99"), "cuda:99"),
+        (lambda f: f(nn.Linear(3, 2), SET, None, LOSS, 3, device=0), "0"),
     ],
     "lipbook.training.OffsetCrossEntropy": [
         *numbers(lambda c, offset: c(offset), "offset"),

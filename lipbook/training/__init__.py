@@ -9,6 +9,7 @@ from lipbook.training.losses import (
     OffsetCrossEntropy,
     RadiusRamp,
 )
+from lipbook.training.pgd import attack
 
 __all__ = [
     "CertifiedAccuracy",
@@ -17,6 +18,7 @@ __all__ = [
     "LogitAnnealingLoss",
     "OffsetCrossEntropy",
     "RadiusRamp",
+    "attack",
     "certified_accuracy",
     "certified_radius",
     "fit",

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from lipbook.training import fit, loop, pair_constants
+from lipbook.layers import MaxMin, OrthogonalLinear
+from lipbook.training import (
+    EMMALoss,
+    GloRoLoss,
+    LogitAnnealingLoss,
+    OffsetCrossEntropy,
+    RadiusRamp,
+    fit,
+    loop,
+    pair_constants,
+)
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 
@@ -207,6 +217,35 @@ def test_a_ramp_is_asked_for_the_loss_of_each_step(needs_constants):
     assert ramp.asked == [k / 8 for k in range(8)]
     if not needs_constants:
         assert record.losses == pytest.approx([record.losses[0] + k / 8 for k in range(8)], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        OffsetCrossEntropy(0.5, 0.25),
+        EMMALoss(0.1),
+        RadiusRamp(EMMALoss(0.1)),
+        GloRoLoss(0.1),
+        RadiusRamp(LogitAnnealingLoss(0.1), until=1.0),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("body", ["free", "orthogonal"])
+def test_every_loss_of_certified_training_trains_and_resumes(tmp_path, loss, body):
+    """The labels are those of a linear map, which both networks can learn. The second run reads the first."""
+    inputs, _ = noisy(300, 1, 1, 2, 3)
+    labels = inputs.flatten(1)[:, :3].argmax(dim=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = (
+            plain(6, 12, 3) if body == "free" else [OrthogonalLinear(6, 8), MaxMin(), OrthogonalLinear(8, 3)]
+        )
+    model, data = nn.Sequential(nn.Flatten(), *layers), (inputs, labels)
+    arguments = {"loss": loss, "steps": 60, "lr": 0.02, "batch_size": 100, "checkpoint": tmp_path / "run.pt"}
+    trained, record = fit(model, data, data, **arguments)
+    assert max(accuracy for _, accuracy in record.validation) > 0.7
+    again, same = fit(model, data, data, **arguments)
+    assert same_weights(trained, again) and record == same
 
 
 def test_the_device_may_be_named():

@@ -254,6 +254,38 @@ def _taylor(A, degree):
     return sum(terms)
 
 
+def _no_care(z, D):
+    y = z.argmax(dim=1, keepdim=True)
+    ratios = (z.gather(1, y) - z) / D[y[:, 0]]
+    return ratios.scatter(1, y, math.inf).amin(dim=1)
+
+
+def _infinite_where_no_constant(z, D):
+    y = z.argmax(dim=1, keepdim=True)
+    ratios = torch.where(D[y[:, 0]] > 0, (z.gather(1, y) - z) / D[y[:, 0]], math.inf)
+    return ratios.amin(dim=1)
+
+
+def _masked_ties(z, D):
+    z = z.nan_to_num(0.0, 0.0, 0.0)
+    y = z.argmax(dim=1)
+    margins = (z.amax(dim=1, keepdim=True) - z) / D[y].clamp(min=1e-300)
+    return margins.masked_fill(z == z.amax(dim=1, keepdim=True), math.inf).amin(dim=1)
+
+
+def _step_to(W, b, x, runner_up, length):
+    z = W @ x + b
+    y = z.argmax()
+    ratios = (z[y] - z) / (W[y] - W).norm(dim=1)
+    j = (z if runner_up else -ratios).masked_fill(torch.arange(len(z)) == y, -math.inf).argmax()
+    v = W[y] - W[j]
+    return x - length * (z[y] - z[j]) * v / v.square().sum()
+
+
+def _line(rows, bias, x):
+    return tuple(torch.tensor(part, dtype=torch.float64) for part in (rows, bias, x))
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -520,5 +552,28 @@ WRONG = {
         lambda H, G, W, λ, L: _pivots(H, G, W, λ, L, first=0.0),
         lambda H, G, W, λ, L: _pivots(H, G, W, λ, L, second=-1.0),
         lambda H, G, W, λ, L: _pivots(H, G, W, λ, L)[::-1],
+    ],
+    "training/margins/1": [(0.3, 0.3), (0.25, 0.25), (1 / 3, 0.25)],
+    "training/margins/2": [300, 367, 299],
+    "training/margins/3": [
+        lambda L, W: L * torch.cdist(W, W),
+        lambda L, W: L * (W[:, None] - W).abs().amax(dim=2),
+        lambda L, W: L * (W.abs().sum(dim=1)[:, None] + W.abs().sum(dim=1)),
+    ],
+    "training/margins/4": [
+        lambda L, W: math.sqrt(2) * L * torch.linalg.matrix_norm(W, 2),
+        lambda L, W: math.sqrt(2) * L,
+        lambda L, W: L * torch.cdist(W, W).max(),
+    ],
+    "training/margins/5": [_no_care, _infinite_where_no_constant, _masked_ties],
+    "training/margins/6": [
+        lambda W, b, x: _step_to(W, b, x, True, 1.0),
+        lambda W, b, x: _step_to(W, b, x, False, 0.5),
+        lambda W, b, x: _step_to(W, b, x, False, 2.0),
+    ],
+    "training/margins/7": [
+        _line([[1.0, 0.0], [0.0, 0.0]], [-0.05, 0.0], [0.1, 0.5]),
+        _line([[1.0, 0.0], [0.0, 0.0]], [0.05, 0.0], [0.5, 0.5]),
+        _line([[1.0, 0.0], [0.0, 0.0]], [0.05, 0.0], [-0.04, 0.5]),
     ],
 }

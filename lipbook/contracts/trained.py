@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lipbook.contracts.definitions import contracts_of, expand, lipschitz, output_shape
+from lipbook.contracts.guard import name_of
 
 _STEPS = 20
 
@@ -56,9 +57,7 @@ def stretch(layer: nn.Module, input_shape: tuple[int, ...] | None) -> Tensor:
     if input_shape is None:
         features = getattr(layer, "in_features", None)
         if features is None:
-            raise ValueError(
-                f"the shape of what {type(layer).__name__} takes is not known: pass input_shape."
-            )
+            raise ValueError(f"the shape of what {name_of(layer)} takes is not known: pass input_shape.")
         input_shape = (features,)
     first = next(layer.parameters())
     with torch.inference_mode(False), torch.enable_grad():

@@ -1,6 +1,6 @@
 """Training: networks whose certificate is worth having, and what they are worth (Part IV)."""
 
-from lipbook.training.certify import CertifiedAccuracy, certified_accuracy, certified_radius, pair_constants
+from lipbook.training.certify import certified_accuracy, certified_radius, pair_constants
 from lipbook.training.loop import fit
 from lipbook.training.losses import (
     EMMALoss,
@@ -12,7 +12,6 @@ from lipbook.training.losses import (
 from lipbook.training.pgd import attack
 
 __all__ = [
-    "CertifiedAccuracy",
     "EMMALoss",
     "GloRoLoss",
     "LogitAnnealingLoss",

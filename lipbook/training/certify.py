@@ -122,6 +122,8 @@ def certified_accuracy(
     confidence = _checked_number(confidence, "confidence")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, such as 0.95, got {confidence}.")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}: use torch.as_tensor.")
     classes, radii = _certificates(model, inputs, bound, rule, labels)
     right = (classes == labels.to(classes)) & (radii > radius)
     count, total = int(right.sum()), len(right)
@@ -315,8 +317,6 @@ def _up(numbers):
 
 
 def _check_labels(labels, total, count):
-    if not isinstance(labels, Tensor):
-        raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}: use torch.as_tensor.")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers (classes), got {labels.dtype}: use .long().")
     if labels.shape != (total,):

@@ -73,7 +73,7 @@ def attack(
 
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section
     2.1; the margin as objective, and one restart for each class, as in Croce and Hein, "Reliable Evaluation
-    of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML 2020, section 4.
+    of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML 2020.
 
     Chapter: training/margins.
     """

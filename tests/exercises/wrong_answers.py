@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from lipbook.layers import Normalize
+
 
 def _schatten(A, k):
     p = 2 ** (k + 1)
@@ -284,6 +286,11 @@ def _step_to(W, b, x, runner_up, length):
 
 def _line(rows, bias, x):
     return tuple(torch.tensor(part, dtype=torch.float64) for part in (rows, bias, x))
+
+
+def _chain(body, head, *last, scaled=True, slope=0.1):
+    first = [Normalize(0.5, 0.25)] if scaled else []
+    return nn.Sequential(*first, nn.Flatten(), body, nn.LeakyReLU(slope), head, *last).eval()
 
 
 WRONG = {
@@ -575,5 +582,35 @@ WRONG = {
         _line([[1.0, 0.0], [0.0, 0.0]], [-0.05, 0.0], [0.1, 0.5]),
         _line([[1.0, 0.0], [0.0, 0.0]], [0.05, 0.0], [0.5, 0.5]),
         _line([[1.0, 0.0], [0.0, 0.0]], [0.05, 0.0], [-0.04, 0.5]),
+    ],
+    "training/certify-your-own-model/1": [
+        lambda body, head: _chain(body, head, nn.Softmax(dim=1)),
+        lambda body, head: _chain(body, head, scaled=False),
+        lambda body, head: _chain(body, head).train(),
+    ],
+    "training/certify-your-own-model/2": [
+        (0.56, 142.8, 2.24),
+        (0.02, 0.56 / 255, 2.24),
+        (0.02, 142.8, 0.14),
+    ],
+    "training/certify-your-own-model/3": [
+        lambda a, b, how, norm: a + b if how == "sum" else max(a, b),
+        lambda a, b, how, norm: a + b,
+        lambda a, b, how, norm: a + b if how == "sum" else math.hypot(a, b),
+    ],
+    "training/certify-your-own-model/4": [
+        lambda low, high, t: (torch.zeros_like(low), torch.ones_like(low)),
+        lambda low, high, t: ((low >= t).double(), (high > t).double()),
+        lambda low, high, t: ((low.abs() > t).double(), (high.abs() > t).double()),
+    ],
+    "training/certify-your-own-model/5": [
+        lambda σ, m, n, step: σ + step / 2,
+        lambda σ, m, n, step: σ + step * math.sqrt(m * n),
+        lambda σ, m, n, step: σ + step / 2 * math.sqrt(max(m, n)),
+    ],
+    "training/certify-your-own-model/6": [
+        [True, True, False, True, True],
+        [True, False, True, True, True],
+        [True, False, False, False, True],
     ],
 }

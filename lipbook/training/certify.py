@@ -55,7 +55,7 @@ def certified_radius(
         UnsupportedLayerError: a layer without a contract, or in a state of which it does not speak.
         CertificateError: a bound handed in that its certificate does not prove for this model.
         ValueError, TypeError: an empty batch, NaN, inputs that the model does not take, rule "pairs" without
-            a last linear map, bounds of another form than the rule needs.
+            a last linear map, bounds of another form than the rule needs or for samples of another shape.
 
     Chapter: training/margins.
     """

@@ -177,7 +177,7 @@ def relu_networks(count):
 
 
 def judge_against_the_exact_distance(models):
-    """Below the distance no point is another class; above it a search may miss a narrow region, one in four."""
+    """Below the distance no point is another class; above it a search may miss one in four."""
     missed = 0
     for seed, model in enumerate(models):
         x = normal(1, model[0].in_features, seed=seed, dtype=torch.float32)

@@ -979,4 +979,52 @@ MUTANTS = [
         "    return rivals.masked_fill(tied, -math.inf).amax(dim=1, keepdim=True)",
         "tests/training/test_losses.py",
     ),
+    Mutant(
+        "training/certify.py",
+        "_up(doubt + errors))",
+        "0 * _up(doubt + errors))",
+        "tests/training/test_certify.py",
+    ),
+    Mutant(
+        "training/certify.py",
+        "& (radii > radius)",
+        "& (radii >= radius)",
+        "tests/training/test_certify.py",
+    ),
+    Mutant(
+        "training/certify.py",
+        "math.nextafter(math.sqrt(2), 2) if bound.norm == 2 else 2.0",
+        "1.0",
+        "tests/training/test_certify.py",
+    ),
+    Mutant(
+        "training/certify.py",
+        "torch.minimum(radii, _room(inputs, region, norm))",
+        "radii",
+        "tests/training/test_certify.py",
+    ),
+    Mutant(
+        "training/certify.py",
+        "divisors = constants[classes]",
+        "divisors = constants[classes - 1]",
+        "tests/training/test_certify.py",
+    ),
+    Mutant(
+        "training/certify.py",
+        "if proved_for not in (None, shape):",
+        "if False:",
+        "tests/training/test_certify.py",
+    ),
+    Mutant(
+        "training/certify.py",
+        "betainccinv(count + 1, total - count, tail)",
+        "betaincinv(count + 1, total - count, 1 - tail)",
+        "tests/training/test_certify.py",
+    ),
+    Mutant(
+        "contracts/trained.py",
+        "_STEPS = 20",
+        "_STEPS = 1",
+        "tests/contracts/test_trained.py",
+    ),
 ]

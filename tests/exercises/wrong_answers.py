@@ -9,6 +9,24 @@ from torch import nn
 from lipbook.layers import Normalize
 
 
+def _second_form(z, y, D, ε, λ, label=False, ties=False, sign=1.0):
+    best = y if label else z.argmax(dim=1)
+    gains = z + ε * D[best]
+    masked = z == z.amax(dim=1, keepdim=True) if ties else nn.functional.one_hot(best, z.shape[1]).bool()
+    bottom = gains.masked_fill(masked, -math.inf).amax(dim=1, keepdim=True)
+    penalty = torch.cat([z, bottom], dim=1).logsumexp(dim=1) - z.logsumexp(dim=1)
+    return (nn.functional.cross_entropy(z, y, reduction="none") + sign * λ * penalty).mean()
+
+
+def _shifted_cross_entropy(z, y, shift):
+    return nn.functional.cross_entropy(z + shift, y, reduction="none")
+
+
+def _clipped_gains(z, y, D, ε):
+    margins = z.gather(1, y[:, None]) - z
+    return torch.minimum(margins.clamp(min=0), ε * D[y])
+
+
 def _schatten(A, k):
     p = 2 ** (k + 1)
     return torch.linalg.svdvals(A).pow(p).sum().pow(1 / p)
@@ -612,5 +630,27 @@ WRONG = {
         [True, True, False, True, True],
         [True, False, True, True, True],
         [True, False, False, False, True],
+    ],
+    "training/losses/1": [(1.58, 2.392), (2.2345, 3.3832), (2.2345, 1.58)],
+    "training/losses/2": [
+        lambda z, y, D, ε, λ: _second_form(z, y, D, ε, λ, label=True),
+        lambda z, y, D, ε, λ: _second_form(z, y, D, ε, λ, ties=True),
+        lambda z, y, D, ε, λ: _second_form(z, y, D, ε, λ, sign=-1.0),
+    ],
+    "training/losses/3": [
+        (0.0, 0.1, 0.0, 0.5),
+        (math.log(10), 0.9, math.log(2), 0.5),
+        (math.log(9), 1 / 9, math.log(2), 0.5),
+    ],
+    "training/losses/4": [
+        lambda z, y, D, ε: _shifted_cross_entropy(z, y, _clipped_gains(z, y, D, ε)),
+        lambda z, y, D, ε: _shifted_cross_entropy(z, y, 2 * ε * D[y]),
+        lambda z, y, D, ε: _shifted_cross_entropy(z, y, ε * D[y]).mean(),
+    ],
+    "training/losses/5": [(0.0, 1.0), (0.05, 1.0), (0.5, 1.41)],
+    "training/losses/6": [
+        lambda v: torch.eye(len(v), dtype=v.dtype),
+        lambda v: torch.eye(len(v), dtype=v.dtype) + 9 * torch.outer(v, v) / (v @ v),
+        lambda v: 10 * torch.eye(len(v), dtype=v.dtype),
     ],
 }

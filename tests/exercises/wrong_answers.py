@@ -647,7 +647,7 @@ WRONG = {
         lambda z, y, D, ε: _shifted_cross_entropy(z, y, 2 * ε * D[y]),
         lambda z, y, D, ε: _shifted_cross_entropy(z, y, ε * D[y]).mean(),
     ],
-    "training/losses/5": [(0.0, 1.0), (0.05, 1.0), (0.5, 1.41)],
+    "training/losses/5": [(0.0, 1.0), (0.06, 1.0), (0.5, 1.39)],
     "training/losses/6": [
         lambda v: torch.eye(len(v), dtype=v.dtype),
         lambda v: torch.eye(len(v), dtype=v.dtype) + 9 * torch.outer(v, v) / (v @ v),

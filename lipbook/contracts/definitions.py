@@ -289,17 +289,20 @@ def no_contract(layer: nn.Module, contract: str) -> UnsupportedLayerError:
     """The error for a layer that has not got this contract; it says which it has, and what to do."""
     name, others = name_of(layer), contracts_of(layer)
     title = {"lipschitz": "Lipschitz", "output_shape": "output shape"}.get(contract, contract)
+    last = ""
+    if isinstance(layer, (nn.Softmax, nn.LogSoftmax)):
+        last = " As the last layer of a classifier leave it out: the class stays that of the largest logit."
     if contract == "expand":
         return UnsupportedLayerError(
             f"{name} has no contract at all: replace it, or register its contracts "
             f"(lipbook.contracts.lipschitz.register({name}), ...) and attack them with "
-            "lipbook.contracts.check(layer, input_shape)."
+            f"lipbook.contracts.check(layer, input_shape).{last}"
         )
     reads = f"it has only {', '.join(others)}" if others else "it is not among the layers that lipbook reads"
     return UnsupportedLayerError(
         f"{name} has no {title} contract: {reads}. Replace it, or register one with "
         f"lipbook.contracts.{contract}.register({name}) and attack it with "
-        "lipbook.contracts.check(layer, input_shape)."
+        f"lipbook.contracts.check(layer, input_shape).{last}"
     )
 
 

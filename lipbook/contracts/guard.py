@@ -6,6 +6,7 @@ every layer where the two could part: it never guesses. Refusals name the layer 
 
 import functools
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -69,6 +70,11 @@ def require_layer(layer) -> None:
     if isinstance(layer, type):
         name = name_of(layer)
         raise UnsupportedLayerError(f"{name} is a class, not a layer: pass an instance, {name}(...).")
+    if isinstance(layer, Mapping):
+        raise UnsupportedLayerError(
+            f"a {type(layer).__name__} is not a torch.nn.Module: if it holds weights, build the model and "
+            "load them with model.load_state_dict(...)."
+        )
     if not isinstance(layer, nn.Module):
         raise UnsupportedLayerError(
             f"{layer!r} is not a torch.nn.Module: pass a layer, such as nn.ReLU() instead of torch.relu."

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from lipbook import CertificateError, UnsupportedLayerError
+from lipbook.bounds import product_bound
 from lipbook.contracts import affine, check, expand, lipschitz, output_shape, slopes
 
 EVERY = "lipschitz affine output_shape expand".split()
@@ -216,7 +217,32 @@ def test_what_is_not_a_layer_is_refused(contract):
         READERS[contract](None)
 
 
-UNKNOWN = [nn.LSTM(3, 3), nn.Conv3d(3, 3, 1), nn.MaxPool3d(2), nn.Softmax(1), nn.PReLU(), nn.SyncBatchNorm(3)]
+def test_a_dict_of_weights_is_refused_without_printing_them():
+    model = nn.Sequential(nn.Linear(30, 30), nn.ReLU())
+    for read in (lipschitz, product_bound):
+        with pytest.raises(UnsupportedLayerError, match="OrderedDict is not a torch.nn.Module") as caught:
+            read(model.state_dict())
+        assert "load_state_dict" in str(caught.value) and len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(1), nn.LogSoftmax(1)])
+def test_a_softmax_behind_the_logits_is_refused_with_the_advice_to_leave_it_out(layer):
+    for read in (lambda: lipschitz(layer), lambda: product_bound(nn.Sequential(linear(), layer))):
+        with pytest.raises(UnsupportedLayerError, match=type(layer).__name__) as caught:
+            read()
+        assert str(caught.value).endswith(
+            "As the last layer of a classifier leave it out: the class stays that of the largest logit."
+        )
+
+
+UNKNOWN = [
+    nn.LSTM(3, 3),
+    nn.Conv3d(3, 3, 1),
+    nn.MaxPool3d(2),
+    nn.LayerNorm(3),
+    nn.PReLU(),
+    nn.SyncBatchNorm(3),
+]
 
 
 @pytest.mark.parametrize("layer", UNKNOWN)

@@ -1027,4 +1027,10 @@ MUTANTS = [
         "_STEPS = 1",
         "tests/contracts/test_trained.py",
     ),
+    Mutant(
+        "contracts/trained.py",
+        "manual_seed(_seed(layer))",
+        "manual_seed(0)",
+        "tests/contracts/test_trained.py",
+    ),
 ]

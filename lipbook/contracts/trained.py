@@ -66,7 +66,7 @@ def stretch(layer: nn.Module, input_shape: tuple[int, ...] | None) -> Tensor:
         def linear(direction):
             return layer(direction) - layer(origin)
 
-        generator = torch.Generator("cpu").manual_seed(0)  # the same start at each step
+        generator = torch.Generator("cpu").manual_seed(_seed(layer))
         start = torch.randn(1, *input_shape, generator=generator, device="cpu").to(origin)
         direction = _unit(start).requires_grad_()
         for _ in range(_STEPS):
@@ -77,6 +77,11 @@ def stretch(layer: nn.Module, input_shape: tuple[int, ...] | None) -> Tensor:
         image = linear(direction.detach())
         scale = _size(image)
         return scale * torch.linalg.vector_norm(image / scale)
+
+
+def _seed(layer):
+    """Another one for other weights: from one start, always the same, training learns to hide the norm."""
+    return hash(sum(weight.detach().sum().item() for weight in layer.parameters()))
 
 
 def _unit(vector):

@@ -180,6 +180,16 @@ def test_its_gradient_is_that_of_the_exact_norm(shortcut):
     np.testing.assert_allclose(gradient.numpy(), differences, rtol=0, atol=1e-4 if shortcut else 1e-7)
 
 
+def test_a_direction_hidden_from_one_start_is_found_from_that_of_these_weights():
+    for seed in range(3):
+        start = torch.randn(1, 20, generator=torch.Generator().manual_seed(seed))
+        hidden = torch.eye(20)[seed] - start[0, seed] * start[0] / (start @ start.T)[0]
+        layer = nn.Linear(20, 20, bias=False)
+        with torch.no_grad():  # I + 0.3 u u', with u at a right angle to the start
+            layer.weight.copy_(torch.eye(20) + 0.3 * torch.outer(hidden, hidden) / hidden.square().sum())
+        assert trained_norm(layer, (20,)).item() == pytest.approx(1.3, rel=1e-3)
+
+
 def test_the_value_is_the_same_each_time_and_in_every_mode():
     layer = nn.Linear(30, 30)
     value = trained_norm(layer, None).item()

@@ -25,6 +25,7 @@ SHA256 = {
     "digits": "bbd99ce904b400eda832b0845f4dea506e2f0271c28febe26dc107aad3be2c6d",
     "fashion": "7d7440fd49c77c19681968857ca37da6dbe7a110a7d08488e58eed4eb69d8f81",
     "fashion-certified": "952f000eb8e220277a39f1143ccfca8219399ef24d8c983c21996a390395e754",
+    "fashion-certified-large": "069e1d61fe4472b440915a73f02984334c92530456f99344837ad86eb0f0c199",
 }
 
 

@@ -70,7 +70,7 @@ class GloRoLoss(nn.Module):
 
     Args:
         radius: what the prediction should withstand, in the units of the input, at least 0.
-        temperature: positive; the paper has none, which is 1.
+        temperature: positive; 1 is none.
 
     Raises:
         ValueError, TypeError: not such numbers; in the call, what `forward` says.
@@ -112,7 +112,7 @@ class EMMALoss(nn.Module):
 
     Args:
         radius: what the label should withstand, in the units of the input, at least 0.
-        temperature: positive; the paper has none, which is 1.
+        temperature: positive; 1 is none.
 
     Raises:
         ValueError, TypeError: not such numbers; in the call, what `forward` says.

@@ -72,8 +72,10 @@ def attack(
             not finite, a radius or count out of range.
 
     Source: Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, section
-    2.1; the margin as objective, and one restart for each class, as in Croce and Hein, "Reliable Evaluation
-    of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks", ICML 2020.
+    2.1; the margin as objective, as in Carlini and Wagner, "Towards Evaluating the Robustness of Neural
+    Networks", IEEE Symposium on Security and Privacy 2017; restarts after one class each, as in Croce and
+    Hein, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks",
+    ICML 2020.
 
     Chapter: training/margins.
     """

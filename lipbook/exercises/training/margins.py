@@ -125,9 +125,9 @@ def the_box(triple):
     z = W @ x + b
     y = int(z.argmax())
     lead = (corners @ W.T + b) @ torch.tensor([1.0, -1.0], dtype=torch.float64) * (1 - 2 * y)
-    if not lead.min().item() >= 0.01 - 1e-12:
+    if not lead.min().item() >= 0.01 - 1e-6:
         return f"at a corner the lead is {lead.min():.4f}: a linear lead is least at a corner."
     radius = (z[y] - z[1 - y]) / (W[0] - W[1]).norm()
-    if not radius.item() <= 0.1 + 1e-12:
+    if not radius.item() <= 0.1 + 1e-6:
         return f"the certified radius is {radius:.4f}: put x nearer to the line where the logits tie."
     return None

@@ -7,8 +7,8 @@ setting's `value` is the offset of the loss "offset" and the radius of the other
 tenth of it in the first half of the training (RadiusRamp).
 
 SETTINGS holds short runs, which the chapter repeats; the comparison at LR; other temperatures of plain
-cross-entropy, of EMMA and of GloRo; and the rates of RATES for one setting of each loss. LR is the rate for which the medians over the seeds of the count at radius 0.5, summed over the four
-losses, are highest.
+cross-entropy, of EMMA and of GloRo; and the rates of RATES for one setting of each loss. LR is the rate for
+which the medians over the seeds of the count at radius 0.5, summed over the four losses, are highest.
 
 `right` counts images whose class is right, `certified` those that are also certified at each radius of RADII,
 by the rule of pairs.

@@ -111,8 +111,9 @@ def certified_accuracy(
         confidence: of the interval, between 0 and 1.
 
     Raises:
-        As `certified_radius`, and ValueError, TypeError: labels that are no classes or not one an input, a
-        radius that is negative or not finite, a confidence that is not between 0 and 1.
+        UnsupportedLayerError, CertificateError: as `certified_radius`.
+        ValueError, TypeError: as `certified_radius`; labels that are no classes or not one an input, a radius
+            that is negative or not finite, a confidence that is not between 0 and 1.
 
     Chapter: training/margins.
     """

@@ -237,6 +237,7 @@ class RadiusRamp(nn.Module):
         return ramped
 
     def forward(self, *arguments, **keywords):
+        """A TypeError: ask `at` for the loss of one step."""
         raise TypeError(
             "a RadiusRamp is a schedule, not a loss: give it to fit, or ask ramp.at(progress), with progress "
             "from 0 to 1, for the loss of one step."

@@ -159,26 +159,35 @@ def as_float64(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
     Raises:
         TypeError: not a tensor, or not of a real floating dtype.
-        ValueError: empty, or with an entry that is NaN or infinite.
+        ValueError: empty, on the meta device, or with an entry that is NaN or infinite.
         RuntimeError: torch flushes subnormal numbers to 0, so that a tensor cannot be read exactly.
     """
     if not isinstance(tensor, torch.Tensor):
         advice = "pass its weight" if isinstance(tensor, torch.nn.Module) else "use torch.as_tensor"
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}: {advice}.")
     if not tensor.is_floating_point():
+        integer = not tensor.is_complex() and tensor.dtype != torch.bool
+        pixels = ", and divide by 255 where the model reads pixels from 0 to 1" if integer else ""
         raise TypeError(
-            f"{name} must have a real floating dtype, got {tensor.dtype}: use .to(torch.float64)."
+            f"{name} must have a real floating dtype, got {tensor.dtype}: use .to(torch.float64){pixels}."
         )
     if tensor.layout != torch.strided:
         raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}: use .to_dense().")
     if tensor.numel() == 0:
         raise ValueError(f"{name} is empty, of shape {tuple(tensor.shape)}: it needs at least one entry.")
+    require_values(tensor, name)
     if torch.full((1,), 5e-324, dtype=torch.float64, device="cpu").mul(1).item() == 0:
         raise RuntimeError("subnormal numbers are read as 0: call torch.set_flush_denormal(False) first.")
     tensor = tensor.detach().cpu().to(torch.float64)
     if not torch.isfinite(tensor).all():
         raise ValueError(f"{name} has an entry that is NaN or infinite: a bound needs finite numbers.")
     return tensor
+
+
+def require_values(tensor: torch.Tensor, name: str) -> None:
+    """Raise a ValueError if the tensor is on the meta device."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} is on the meta device and has no values: use real ones.")
 
 
 def checked_norm(norm: float) -> float:

@@ -91,3 +91,27 @@ def test_import_lipbook_brings_torch_and_no_notebook_or_plotting_package():
     loaded = set(run.stdout.split())
     assert "torch" in loaded
     assert not {"matplotlib", "ipywidgets", "IPython", "sklearn", "scipy", "pandas"} & loaded
+
+
+def test_parts_of_the_library_are_there_when_asked_for_and_not_before():
+    program = """if True:
+        import sys, lipbook
+        print(*(name for name in sys.modules if name.startswith("lipbook")))
+        print(lipbook.training.fit.__module__)
+        print(*(getattr(lipbook, name).__name__ for name in sys.argv[1:]))
+    """
+    names = sorted({path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in MODULES})
+    asked = [name for name in names if name[0] != "_" and name not in {"bound", "network"}]
+    command = [sys.executable, "-c", program, *asked]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    first, function, parts = run.stdout.splitlines()
+    assert set(first.split()) == {"lipbook", "lipbook.bound"}
+    assert function.startswith("lipbook.training")
+    assert parts.split() == [f"lipbook.{name}" for name in asked]
+
+
+@pytest.mark.parametrize("name", ["trainning", "__wrapped__", "os"])
+def test_the_library_has_no_attribute_that_is_no_part_of_it(name):
+    with pytest.raises(AttributeError, match=f"'lipbook' has no attribute '{name}'"):
+        getattr(lipbook, name)
+    assert not hasattr(lipbook, name)

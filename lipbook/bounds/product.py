@@ -81,7 +81,10 @@ class LogitsCertificate:
             raise CertificateError(f"this certificate proves upper bounds on logits, not {bound!r}.")
         body, row, doubt = reading(lambda: self._read(bound.output, subject))
         if len(body) != len(self.factors):
-            raise CertificateError(f"{len(self.factors)} factors prove nothing about {len(body)} layers.")
+            raise CertificateError(
+                f"the certificate has {len(self.factors)} factors, and the model {len(body)} layers: it "
+                "belongs to another model."
+            )
         for position, (factor, step) in enumerate(zip(self.factors, body)):
             _verify_factor(factor, step, position, bound.norm)
         if not self.row.value >= doubt:

@@ -74,7 +74,10 @@ class ProductCertificate:
         _check_form(bound, self.norm)
         children = reading(lambda: self.children(subject))
         if len(children) != len(self.factors):
-            raise CertificateError(f"{len(self.factors)} factors prove nothing about {len(children)} layers.")
+            raise CertificateError(
+                f"the certificate has {len(self.factors)} factors, and the model {len(children)} layers: it "
+                "belongs to another model."
+            )
         if reading(lambda: shapes_through(children, self.shapes[0] if children else None)) != self.shapes:
             raise CertificateError("the layers pass on other shapes than the factors were computed for.")
         for position, (factor, child) in enumerate(zip(self.factors, children)):

@@ -70,7 +70,9 @@ def _linear_affine(layer, input_shape):
 def _linear_output_shape(layer, input_shape):
     outputs, inputs = layer.weight.shape
     if input_shape[-1] != inputs:
-        raise _mismatch(layer, input_shape, f"{inputs} numbers in the last dimension")
+        mismatch = _mismatch(layer, input_shape, f"{inputs} numbers in the last dimension")
+        fits_flat = math.prod(input_shape) == inputs
+        raise ValueError(f"{mismatch} Put nn.Flatten() before it.") if fits_flat else mismatch
     return (*input_shape[:-1], outputs)
 
 

@@ -1,4 +1,4 @@
-"""The book's two data sets, read offline, and its two networks; the same every time."""
+"""The book's two data sets, read offline, and its four networks; the same every time."""
 
 from lipbook.data.checkpoints import network
 from lipbook.data.dataset import Dataset

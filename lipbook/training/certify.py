@@ -9,12 +9,13 @@ Chapter: training/margins.
 """
 
 import math
+import reprlib
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lipbook.bound import Bound, as_float64
+from lipbook.bound import Bound, as_float64, require_values
 from lipbook.bounds.product import product_bound
 from lipbook.contracts.definitions import checked_shape
 from lipbook.contracts.rounding import enclose
@@ -40,7 +41,7 @@ def certified_radius(
     Args:
         model: an `nn.Sequential` of layers with contracts. An input scaling is one of its layers
             (`lipbook.layers.Normalize`): radii are in the unit of `inputs`.
-        inputs: (batch, ...), finite.
+        inputs: (batch, ...), finite; one image is image[None].
         bound: None is `product_bound` of the model, in norm 2. For rule "pairs" upper bounds on each pair
             of logits, as `product_bound`, `lipsdp` and `local_bound` give them for logits="pairs"; for rule
             "vector" one upper bound on the output vector. They are verified for this model first. Bounds over
@@ -59,21 +60,24 @@ def certified_radius(
 
     Chapter: training/margins.
     """
-    return _certificates(model, inputs, bound, rule)[1]
+    _, radii, _ = _certificates(model, inputs, bound, rule)
+    return radii
 
 
 @dataclass(frozen=True)
 class CertifiedAccuracy:
-    """How many samples are classified rightly, whatever moves them by at most `radius`.
+    """How many samples are classified rightly, whatever moves them by at most `radius` in norm `norm`.
 
-    `value` is `count / total`, a lower bound on the accuracy under every attack on these samples. If they are
-    drawn at random, [low, high] contains the certified accuracy on their distribution with the probability
-    `confidence`, or more (the exact interval of Clopper and Pearson, Biometrika 26, 1934).
+    `norm` is that of the bound, 2 or `math.inf`. `value` is `count / total`, a lower bound on the accuracy
+    under every attack on these samples. If they are drawn at random, [low, high] contains the certified
+    accuracy on their distribution with the probability `confidence`, or more (the exact interval of Clopper
+    and Pearson, Biometrika 26, 1934).
     """
 
     count: int
     total: int
     radius: float
+    norm: float
     confidence: float
     low: float
     high: float
@@ -87,7 +91,7 @@ class CertifiedAccuracy:
         return self.value
 
     def __repr__(self):
-        parts = f"{self.count} of {self.total} at radius {self.radius:g}"
+        parts = f"{self.count} of {self.total} at radius {self.radius:g} in norm {self.norm:g}"
         interval = f"{100 * self.confidence:g} % interval {self.low:.4f} to {self.high:.4f}"
         return f"CertifiedAccuracy({parts}: {self.value:.4f}, {interval})"
 
@@ -106,8 +110,9 @@ def certified_accuracy(
     Args:
         model, inputs, bound, rule: as `certified_radius`.
         labels: (batch,), integers from 0 to classes - 1.
-        radius: at least 0, in the norm of the bound and the unit of the inputs. The inequality is strict: at
-            radius 0 a sample counts if its class is certain.
+        radius: at least 0, in the norm of the bound and the unit of the inputs: what is 0.1 for pixels from
+            0 to 1 is 25.5 for pixels from 0 to 255. The inequality is strict: at radius 0 a sample counts if
+            its class is certain.
         confidence: of the interval, between 0 and 1.
 
     Raises:
@@ -125,10 +130,10 @@ def certified_accuracy(
         raise ValueError(f"confidence must be between 0 and 1, such as 0.95, got {confidence}.")
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a torch.Tensor, got {type(labels).__name__}: use torch.as_tensor.")
-    classes, radii = _certificates(model, inputs, bound, rule, labels)
+    classes, radii, norm = _certificates(model, inputs, bound, rule, labels)
     right = (classes == labels.to(classes)) & (radii > radius)
     count, total = int(right.sum()), len(right)
-    return CertifiedAccuracy(count, total, radius, confidence, *_interval(count, total, confidence))
+    return CertifiedAccuracy(count, total, radius, norm, confidence, *_interval(count, total, confidence))
 
 
 def pair_constants(
@@ -187,13 +192,16 @@ def _body_and_head(steps):
 
 
 def _certificates(model, inputs, bound, rule, labels=None):
-    """The class of each input in real arithmetic, where its radius is positive, and the radius."""
+    """The class in real arithmetic, where its radius is positive, and the radius of each input; the norm."""
     if rule not in ("pairs", "vector"):
         raise ValueError(f'rule must be "pairs" or "vector", got {rule!r}.')
     steps = read(model)
     inputs = as_float64(inputs, "inputs")
     if inputs.ndim < 2:
-        raise ValueError(f"inputs must be a batch, of shape (batch, ...), got {tuple(inputs.shape)}.")
+        raise ValueError(
+            f"inputs must be a batch, of shape (batch, ...), got {tuple(inputs.shape)}: "
+            "one image is image[None]."
+        )
     shape = tuple(inputs.shape[1:])
     steps = read(model, shape)
     count = _count(steps, shape, rule, bound)
@@ -203,7 +211,9 @@ def _certificates(model, inputs, bound, rule, labels=None):
     chunks = [enclose(model, chunk, torch.zeros_like(chunk)) for chunk in inputs.split(_CHUNK)]
     values, errors = zip(*chunks)
     classes, radii = _radii(torch.cat(values), torch.cat(errors), constants)
-    return classes, radii if region is None else torch.minimum(radii, _room(inputs, region, norm))
+    if region is not None:
+        radii = torch.minimum(radii, _room(inputs, region, norm))
+    return classes, radii, norm
 
 
 def _count(steps, shape, rule, bound):
@@ -322,6 +332,7 @@ def _check_labels(labels, total, count):
         raise TypeError(f"labels must be integers (classes), got {labels.dtype}: use .long().")
     if labels.shape != (total,):
         raise ValueError(f"labels must have shape ({total},), one an input, got {tuple(labels.shape)}.")
+    require_values(labels, "labels")
     labels = labels.cpu().long()  # torch compares no uint16
     if labels.min() < 0 or labels.max() >= count:
         ends = f"{labels.min().item()} to {labels.max().item()}"
@@ -330,10 +341,18 @@ def _check_labels(labels, total, count):
 
 def _checked_number(number, name):
     if isinstance(number, bool) or not isinstance(number, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(number).__name__}.")
+        got = f"{reprlib.repr(number)} of type {type(number).__name__}"
+        raise TypeError(f"{name} must be one number, got {got}: {_how_to_number(number, name)}.")
     if isinstance(number, int) and abs(number) > 2**53:
         raise ValueError(f"{name} must be a float or an int of at most 2^53, got {number}.")
     return float(number)
+
+
+def _how_to_number(number, name):
+    if isinstance(number, (list, tuple)) or math.prod(getattr(number, "shape", ())) != 1:
+        return f"make one call for each {name}"
+    convertible = not isinstance(number, bool) and (isinstance(number, str) or hasattr(number, "__float__"))
+    return "use float(...)" if convertible else "pass a float, such as 0.5"
 
 
 def _interval(count, total, confidence):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from lipbook.bound import UnsupportedLayerError
+from lipbook.bound import UnsupportedLayerError, require_values
 from lipbook.contracts.guard import name_of, refusal, require_copyable, require_layer
 from lipbook.contracts.variants import faithful_copy
 
@@ -301,6 +301,7 @@ def _require_inputs(inputs, low, high):
         raise ValueError(f"inputs must be a batch, of shape (batch, ...), got {tuple(inputs.shape)}.")
     if inputs.numel() == 0:
         raise ValueError(f"inputs is empty, of shape {tuple(inputs.shape)}: there is nothing to attack.")
+    require_values(inputs, "inputs")
     finite = torch.isfinite(inputs).flatten(1).all(dim=1)
     if not finite.all():
         row = torch.nonzero(~finite)[0].item()
@@ -321,6 +322,7 @@ def _checked_classes(classes, name, count):
         raise TypeError(f"{name} must be integers (classes), got {classes.dtype}: use .long().")
     if classes.shape != (count,):
         raise ValueError(f"{name} must have the shape ({count},) of the batch, got {tuple(classes.shape)}.")
+    require_values(classes, name)
     return classes.detach().cpu().long()
 
 

@@ -263,3 +263,14 @@ def test_a_shape_that_the_layer_does_not_take_is_refused(layer, shape):
     if not isinstance(layer, nn.Sequential):
         with pytest.raises(ValueError, match="takes .* got the sample shape"):
             affine(layer, shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (2, 3), (6, 1)])
+def test_images_that_would_fit_if_flattened_are_sent_through_flatten(shape):
+    linear = nn.Linear(6, 4)
+    with pytest.raises(ValueError, match=r"Put nn\.Flatten\(\) before it\.$"):
+        output_shape(linear, shape)
+    assert output_shape(nn.Sequential(nn.Flatten(), linear), shape) == (4,)
+    with pytest.raises(ValueError) as caught:
+        output_shape(linear, (*shape[:-1], 5))
+    assert "Flatten" not in str(caught.value)

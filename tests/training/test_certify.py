@@ -764,6 +764,30 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(total, confidence):
         assert covered >= Fraction(confidence)
 
 
+@pytest.mark.parametrize("rule", ["pairs", "vector"])
+@pytest.mark.parametrize(("norm", "name"), [(2, "2"), (math.inf, "inf")])
+def test_an_accuracy_tells_the_norm_of_its_bound(norm, name, rule):
+    bound = product_bound(CLASSES3, norm=norm, logits="pairs" if rule == "pairs" else None)
+    inputs = points(3, seed=0)
+    accuracy = certified_accuracy(CLASSES3, inputs, torch.zeros(len(inputs)).long(), 0.5, bound, rule)
+    assert accuracy.norm == norm
+    assert f" at radius 0.5 in norm {name}: " in repr(accuracy)
+
+
+def test_an_accuracy_without_a_bound_is_in_norm_2():
+    assert counted(1, 2).norm == 2 and "in norm 2:" in repr(counted(1, 2))
+
+
+@pytest.mark.parametrize("rule", ["pairs", "vector"])
+def test_a_radius_for_pixels_up_to_255_is_255_times_that_for_pixels_up_to_1(rule):
+    inputs = torch.rand(6, 3, generator=drawn(1))
+    scaled = deep(lambda: Normalize(0.0, 255.0), lambda: nn.Linear(3, 3))
+    scaled[1].load_state_dict(CLASSES3[0].state_dict())
+    small = certified_radius(CLASSES3, inputs, rule=rule)
+    large = certified_radius(scaled, 255 * inputs, rule=rule)
+    torch.testing.assert_close(large, 255 * small, rtol=1e-5, atol=1e-5)
+
+
 # Constants of pairs.
 
 

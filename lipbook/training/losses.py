@@ -59,7 +59,19 @@ class OffsetCrossEntropy(nn.Module):
         return f"offset={self.offset}, temperature={self.temperature}"
 
 
-class GloRoLoss(nn.Module):
+class _RadiusLoss(nn.Module):
+    needs_constants = True
+
+    def __init__(self, radius: float, temperature: float = 1.0):
+        super().__init__()
+        self.radius = _checked_number(radius, "radius", least=0)
+        self.temperature = _checked_temperature(temperature)
+
+    def extra_repr(self):
+        return f"radius={self.radius}, temperature={self.temperature}"
+
+
+class GloRoLoss(_RadiusLoss):
     """temperature * CE((z, z_bottom) / temperature, y) over classes + 1: one more class, "not robust".
 
     z_bottom = max over j != p of (z_j + radius * D_pj), with p the *predicted* class (the first of the
@@ -80,13 +92,6 @@ class GloRoLoss(nn.Module):
     Chapter: training/losses.
     """
 
-    needs_constants = True
-
-    def __init__(self, radius: float, temperature: float = 1.0):
-        super().__init__()
-        self.radius = _checked_number(radius, "radius", least=0)
-        self.temperature = _checked_temperature(temperature)
-
     def forward(self, logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
         """The loss, 0-d in the logits' dtype; a NaN logit gives NaN, as in torch.
 
@@ -97,11 +102,8 @@ class GloRoLoss(nn.Module):
         bottom = _bottom(logits, self.radius * _checked_constants(constants, logits))
         return _cross_entropy(torch.cat((logits, bottom), dim=1), labels, self.temperature).mean()
 
-    def extra_repr(self):
-        return f"radius={self.radius}, temperature={self.temperature}"
 
-
-class EMMALoss(nn.Module):
+class EMMALoss(_RadiusLoss):
     """temperature * CE(z' / temperature, y) with z'_j = z_j + radius_j D_yj: every rival gains at once.
 
     radius_j = clip((z_y - z_j) / D_yj, radius / 100, radius) is what it takes to reach the boundary with
@@ -121,13 +123,6 @@ class EMMALoss(nn.Module):
     ImageNet", NeurIPS 2023; the code has the lower limit of a hundredth. Chapter: training/losses.
     """
 
-    needs_constants = True
-
-    def __init__(self, radius: float, temperature: float = 1.0):
-        super().__init__()
-        self.radius = _checked_number(radius, "radius", least=0)
-        self.temperature = _checked_temperature(temperature)
-
     def forward(self, logits: Tensor, labels: Tensor, constants: Tensor) -> Tensor:
         """The loss, 0-d in the logits' dtype; a NaN logit gives NaN, as in torch.
 
@@ -138,11 +133,8 @@ class EMMALoss(nn.Module):
         perturbed = _perturbed(logits, labels, self.radius * _checked_constants(constants, logits))
         return _cross_entropy(perturbed, labels, self.temperature).mean()
 
-    def extra_repr(self):
-        return f"radius={self.radius}, temperature={self.temperature}"
 
-
-class LogitAnnealingLoss(nn.Module):
+class LogitAnnealingLoss(_RadiusLoss):
     """(1 - p)^power * temperature * CE(u, y): a sample counts less the surer it is.
 
     u = (z' - offset * 1_y) / temperature with z' the perturbed logits of `EMMALoss`, and p = softmax(u)_y,
@@ -162,12 +154,8 @@ class LogitAnnealingLoss(nn.Module):
     gamma. (The loss of its LipConvNet has a factor of 1/4 and no radius.) Chapter: training/losses.
     """
 
-    needs_constants = True
-
     def __init__(self, radius: float, temperature: float = 0.75, offset: float = 2.0, power: float = 5.0):
-        super().__init__()
-        self.radius = _checked_number(radius, "radius", least=0)
-        self.temperature = _checked_temperature(temperature)
+        super().__init__(radius, temperature)
         self.offset = _checked_number(offset, "offset")
         self.power = _checked_number(power, "power", least=0)
 

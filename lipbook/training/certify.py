@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lipbook.bound import Bound, as_float64, require_values
+from lipbook.bound import Bound, as_float64
 from lipbook.bounds.product import product_bound
 from lipbook.contracts.definitions import checked_shape
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.trained import trained_norm
 from lipbook.network import count_logits, pairs_of, read, split_head
+from lipbook.training.checks import checked_classes
 
 _CHUNK = 1000  # samples whose logits are computed at once
 
@@ -328,12 +329,7 @@ def _up(numbers):
 
 
 def _check_labels(labels, total, count):
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers (classes), got {labels.dtype}: use .long().")
-    if labels.shape != (total,):
-        raise ValueError(f"labels must have shape ({total},), one an input, got {tuple(labels.shape)}.")
-    require_values(labels, "labels")
-    labels = labels.cpu().long()  # torch compares no uint16
+    labels = checked_classes(labels, "labels", total)
     if labels.min() < 0 or labels.max() >= count:
         ends = f"{labels.min().item()} to {labels.max().item()}"
         raise ValueError(f"labels must be from 0 to {count - 1}, the model's classes, got {ends}.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lipbook.bound import require_values
 from lipbook.contracts.guard import name_of, require_layer
 
 
@@ -131,6 +132,18 @@ def checked_set(pair, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         row = torch.nonzero(~torch.isfinite(inputs).flatten(1).all(dim=1))[0].item()
         raise ValueError(f"the {name} inputs have a NaN or infinite entry, first in sample {row}: mend it.")
     return inputs.detach(), labels.detach().long()
+
+
+def checked_classes(classes: torch.Tensor, name: str, count: int) -> torch.Tensor:
+    """The classes of a batch of `count` inputs, detached, on the CPU and as int64."""
+    if not isinstance(classes, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(classes).__name__}: use torch.as_tensor.")
+    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
+        raise TypeError(f"{name} must be integers (classes), got {classes.dtype}: use .long().")
+    if classes.shape != (count,):
+        raise ValueError(f"{name} must have the shape ({count},) of the batch, got {tuple(classes.shape)}.")
+    require_values(classes, name)
+    return classes.detach().cpu().long()
 
 
 def require_fit(model: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, name: str) -> None:

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrizations
 from lipbook.bound import UnsupportedLayerError, require_values
 from lipbook.contracts.guard import name_of, refusal, require_copyable, require_layer
 from lipbook.contracts.variants import faithful_copy
+from lipbook.training.checks import checked_classes
 
 _CHUNK = 250  # inputs attacked at once: what a step touches stays in the cache
 _FIRST, _LAST = 2.0, 0.02  # the lengths of the first and of the last step, in radii
@@ -83,9 +84,9 @@ def attack(
     _require_numbers(radius, steps, restarts, seed)
     low, high = _checked_box(clamp)
     _require_inputs(inputs, low, high)
-    labels = _checked_classes(labels, "labels", len(inputs))
+    labels = checked_classes(labels, "labels", len(inputs))
     if targets is not None:
-        targets = _checked_classes(targets, "targets", len(inputs))
+        targets = checked_classes(targets, "targets", len(inputs))
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.no_grad():
         twin = faithful_copy(model)[0].eval()
         model, dtype = _searchable_copy(model, inputs.dtype)
@@ -313,17 +314,6 @@ def _require_inputs(inputs, low, high):
             "the box of your data, or None for none. Where the model was trained on standardised inputs, "
             "make that its first layer (lipbook.layers.Normalize) and pass raw ones."
         )
-
-
-def _checked_classes(classes, name, count):
-    if not isinstance(classes, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(classes).__name__}: use torch.as_tensor.")
-    if classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool:
-        raise TypeError(f"{name} must be integers (classes), got {classes.dtype}: use .long().")
-    if classes.shape != (count,):
-        raise ValueError(f"{name} must have the shape ({count},) of the batch, got {tuple(classes.shape)}.")
-    require_values(classes, name)
-    return classes.detach().cpu().long()
 
 
 def _require_logits(model, inputs, labels, targets):

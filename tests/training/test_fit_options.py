@@ -18,25 +18,9 @@ from lipbook.training import (
     loop,
     pair_constants,
 )
+from tests.training.spy import Spy
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
-
-
-class Spy(nn.Module):
-    """Passes its input on, and keeps each input with the mode it came in; copies keep it in the same list."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __deepcopy__(self, memo):
-        twin = Spy()
-        twin.seen = self.seen
-        return twin
-
-    def forward(self, x):
-        self.seen.append((self.training, x.detach().clone()))
-        return x
 
 
 def plain(*sizes):

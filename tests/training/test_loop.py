@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lipbook.training import fit
+from tests.training.spy import Spy
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 
@@ -43,23 +44,6 @@ def drawing():
 def same_weights(one, other):
     pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
-
-
-class Spy(nn.Module):
-    """Passes its input on, and keeps each input with the mode it came in; copies keep it in the same list."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __deepcopy__(self, memo):
-        twin = Spy()
-        twin.seen = self.seen
-        return twin
-
-    def forward(self, x):
-        self.seen.append((self.training, x.detach().clone()))
-        return x
 
 
 def batches_of(count, batch_size, steps, seed=0):

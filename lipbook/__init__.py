@@ -7,9 +7,7 @@ from lipbook.bound import Ball, Bound, CertificateError, UnsupportedLayerError
 __all__ = ["Ball", "Bound", "CertificateError", "UnsupportedLayerError"]
 __version__ = "0.1.0"
 
-_PARTS = frozenset(
-    ("bounds", "claims", "contracts", "data", "exercises", "layers", "norms", "plot", "sdp", "training")
-)
+_PARTS = frozenset("bounds claims contracts data exercises layers norms plot privacy sdp training".split())
 
 
 def __getattr__(name):

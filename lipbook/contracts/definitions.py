@@ -28,6 +28,8 @@ _expand = functools.singledispatch(_unregistered)
 _slopes = functools.singledispatch(_unregistered)
 _residual = functools.singledispatch(_unregistered)
 _enclose = functools.singledispatch(_unregistered)
+_output_norm = functools.singledispatch(_unregistered)
+_parameter_gradient_norm = functools.singledispatch(_unregistered)
 
 REGISTRIES = {
     "lipschitz": _lipschitz,
@@ -37,6 +39,8 @@ REGISTRIES = {
     "slopes": _slopes,
     "residual": _residual,
     "enclose": _enclose,
+    "output_norm": _output_norm,
+    "parameter_gradient_norm": _parameter_gradient_norm,
 }
 
 
@@ -288,7 +292,7 @@ def owner_of(layer: nn.Module, *registries) -> type | None:
 def no_contract(layer: nn.Module, contract: str) -> UnsupportedLayerError:
     """The error for a layer that has not got this contract; it says which it has, and what to do."""
     name, others = name_of(layer), contracts_of(layer)
-    title = {"lipschitz": "Lipschitz", "output_shape": "output shape"}.get(contract, contract)
+    title = {"lipschitz": "Lipschitz"}.get(contract, contract.replace("_", " "))
     last = ""
     if isinstance(layer, (nn.Softmax, nn.LogSoftmax)):
         last = " As the last layer of a classifier leave it out: the class stays that of the largest logit."

@@ -2,6 +2,7 @@
 
 from lipbook.layers.activations import Abs, GroupSort, Householder, MaxMin
 from lipbook.layers.aol import AOLConv2d, AOLLinear
+from lipbook.layers.ball import ToBall, ToSphere
 from lipbook.layers.block import LipschitzResidual
 from lipbook.layers.convolution import OrthogonalConv2d
 from lipbook.layers.exported import export
@@ -26,5 +27,7 @@ __all__ = [
     "SLLConv2d",
     "SLLLinear",
     "SandwichLinear",
+    "ToBall",
+    "ToSphere",
     "export",
 ]

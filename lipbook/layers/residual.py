@@ -31,6 +31,7 @@ from lipbook.contracts.definitions import (
     owner_of,
     residual,
 )
+from lipbook.contracts.gradients import output_norm, parameter_gradient_norm, sum_up
 from lipbook.contracts.guard import name_of, require_layer
 from lipbook.contracts.rounding import enclose, enclose_product
 from lipbook.contracts.trained import free_norm, trained_norm
@@ -191,6 +192,20 @@ def _residual_affine(layer, input_shape):
         )
     weight, bias = affine(_primitive(layer), input_shape)
     return _with_ones(weight), bias
+
+
+@output_norm.register(Residual)
+def _residual_output_norm(layer, input_norm, input_shape):
+    """What the constant gives is smaller where x and the module nearly cancel; without it the sum holds."""
+    if input_shape is not None:
+        output_shape(layer, input_shape)
+    return sum_up(input_norm, output_norm(layer.module, input_norm, input_shape))
+
+
+@parameter_gradient_norm.register(Residual)
+def _residual_gradients(layer, input_norm, cotangent_norm, input_shape):
+    inner = parameter_gradient_norm(layer.module, input_norm, cotangent_norm, input_shape)
+    return {f"module.{name}": bound for name, bound in inner.items()}
 
 
 @enclose.register(Residual)

@@ -2,3 +2,11 @@
 
 Everywhere in this part two data sets are neighbours if one has one record more: add/remove adjacency.
 """
+
+from lipbook.privacy.recursions import ClippedGradient, Sensitivity, sensitivity
+
+__all__ = [
+    "ClippedGradient",
+    "Sensitivity",
+    "sensitivity",
+]

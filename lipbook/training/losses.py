@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lipbook.contracts.losses import loss_gradient_norm
+
 _LEAST_SHARE = 0.01  # of the radius: what a rival that is ahead of the label still gains
 
 
@@ -57,6 +59,12 @@ class OffsetCrossEntropy(nn.Module):
 
     def extra_repr(self):
         return f"offset={self.offset}, temperature={self.temperature}"
+
+
+@loss_gradient_norm.register(OffsetCrossEntropy)
+def _offset_gradient(loss):
+    """softmax less the label, whatever the offset and the temperature are."""
+    return loss_gradient_norm(nn.CrossEntropyLoss())
 
 
 class _RadiusLoss(nn.Module):

@@ -1033,4 +1033,22 @@ MUTANTS = [
         "manual_seed(0)",
         "tests/contracts/test_trained.py",
     ),
+    Mutant(
+        "privacy/accountant.py",
+        "event = dp_accounting.PoissonSampledDpEvent(rate, event)",
+        "event = dp_accounting.PoissonSampledDpEvent(rate**2, event)",
+        "tests/privacy/test_accountant.py",
+    ),
+    Mutant(
+        "privacy/accountant.py",
+        "sum((least / part) ** 2 for part in parts)",
+        "sum(least / part for part in parts)",
+        "tests/privacy/test_accountant.py",
+    ),
+    Mutant(
+        "privacy/accountant.py",
+        "while excess(root) > 0:",
+        "while False:",
+        "tests/privacy/test_accountant.py",
+    ),
 ]

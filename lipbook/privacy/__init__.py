@@ -3,10 +3,14 @@
 Everywhere in this part two data sets are neighbours if one has one record more: add/remove adjacency.
 """
 
+from lipbook.privacy.accountant import epsilon, epsilon_of, noise_multiplier
 from lipbook.privacy.recursions import ClippedGradient, Sensitivity, sensitivity
 
 __all__ = [
     "ClippedGradient",
     "Sensitivity",
+    "epsilon",
+    "epsilon_of",
+    "noise_multiplier",
     "sensitivity",
 ]

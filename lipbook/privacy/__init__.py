@@ -4,13 +4,18 @@ Everywhere in this part two data sets are neighbours if one has one record more:
 """
 
 from lipbook.privacy.accountant import epsilon, epsilon_of, noise_multiplier
+from lipbook.privacy.audits import GradientAudit, RunAudit, audit_gradients, audit_run
 from lipbook.privacy.recursions import ClippedGradient, Sensitivity, sensitivity
 
 __all__ = [
     "ClippedGradient",
+    "GradientAudit",
+    "RunAudit",
     "Sensitivity",
     "epsilon",
     "epsilon_of",
     "noise_multiplier",
+    "audit_gradients",
+    "audit_run",
     "sensitivity",
 ]

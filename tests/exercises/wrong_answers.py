@@ -428,6 +428,28 @@ WRONG = {
         lambda prove, x, radius, depth: prove(x, radius),
         lambda prove, x, radius, depth: prove(x, radius / 2**depth),
     ],
+    "privacy/without-clipping/1": [
+        (2.828, 1.414, 0.707, 3.240),
+        (0.707, 1.414, 2.828, 4.950),
+        (1.414, 1.414, 1.414, 2.449),
+    ],
+    "privacy/without-clipping/2": [
+        lambda x, g: x.flatten(1).norm(dim=1) * g.flatten(1).norm(dim=1),
+        lambda x, g: (x.square().sum(dim=2) * g.square().sum(dim=2)).sum(dim=1).sqrt(),
+        lambda x, g: ((x @ x.mT) * (g @ g.mT)).sum(dim=(1, 2)),
+    ],
+    "privacy/without-clipping/3": [
+        lambda k, s, d: k,
+        lambda k, s, d: math.ceil(k / s),
+        lambda k, s, d: math.ceil(k * d / s),
+    ],
+    "privacy/without-clipping/4": [(2.0, 2.0), (2.0, 1.414), (2.828, 2.828)],
+    "privacy/without-clipping/5": [
+        lambda Δ, d, σ: [σ * math.sqrt(len(Δ))] * len(Δ),
+        lambda Δ, d, σ: [σ] * len(Δ),
+        lambda Δ, d, σ: [σ * math.sqrt(sum(Δ) / x) for x in Δ],
+    ],
+    "privacy/without-clipping/6": [(1.414, 0.25), (2.828, 0.5), (1.414, 1.0)],
     "sdp/primer/1": [1, 1 / 10, 1 / 2],
     "sdp/primer/2": [
         _leading_minors,

@@ -12,10 +12,10 @@ __all__ = [
     "GradientAudit",
     "RunAudit",
     "Sensitivity",
+    "audit_gradients",
+    "audit_run",
     "epsilon",
     "epsilon_of",
     "noise_multiplier",
-    "audit_gradients",
-    "audit_run",
     "sensitivity",
 ]

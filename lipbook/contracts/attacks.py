@@ -26,7 +26,10 @@ from lipbook.contracts.definitions import (
     slopes,
 )
 from lipbook.contracts.enclosure_attacks import attack_enclosures
+from lipbook.contracts.gradient_attacks import attack_gradients, attack_loss, attack_output_norm
+from lipbook.contracts.gradients import output_norm, parameter_gradient_norm
 from lipbook.contracts.guard import name_of, require_copyable, require_layer
+from lipbook.contracts.losses import has_loss_contract
 from lipbook.contracts.pairs import lengths, shown, slopes_of_pairs, start_points, steepest_pair
 from lipbook.contracts.rounding import enclose
 from lipbook.contracts.slope_attacks import attack_slopes
@@ -51,13 +54,15 @@ def check(layer: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> dict
     Softplus is attacked as the mathematical function, without torch's jump.
 
     Args:
-        layer: a layer with contracts, of the library or your own.
-        input_shape: the shape of one sample; small shapes are attacked with full Jacobians.
+        layer: a layer with contracts, of the library or your own; or a loss with one.
+        input_shape: the shape of one sample, for a loss (classes,); small shapes are attacked with full
+            Jacobians.
         seed: of the random points and weights.
 
     Returns:
         For "lipschitz_2", "lipschitz_inf" and "slopes": bound / steepest slope found - 1, for the weights as
-        they are; for "enclose" the same of the errors that it allows. For "affine", "expand",
+        they are; for "enclose" the same of the errors that it allows, and for "output_norm",
+        "parameter_gradient_norm" and "loss_gradient_norm" of the norms. For "affine", "expand",
         "output_shape", and "slopes" that name a structure: the largest relative difference to the forward
         pass. Contracts that the layer does not have are left out.
 
@@ -70,6 +75,9 @@ def check(layer: nn.Module, input_shape: tuple[int, ...], seed: int = 0) -> dict
     checked_shape(input_shape)
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(f"seed must be an int, got {seed!r}.")
+    if has_loss_contract(layer):
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            return {"loss_gradient_norm": attack_loss(layer, input_shape, seed)}
     if not contracts_of(layer):
         expand(layer)  # raises, and says what to do
     require_copyable(layer)
@@ -141,6 +149,10 @@ def _refused(name, layer, shape):
         "slopes": lambda: slopes(layer),
         "residual": lambda: residual(layer),
         "enclose": lambda: enclose(layer, *[torch.zeros(1, *shape, dtype=torch.float64)] * 2),
+        "output_norm": lambda: output_norm(layer, 1.0, shape),
+        "parameter_gradient_norm": lambda: parameter_gradient_norm(
+            copy.deepcopy(layer).requires_grad_(True), 1.0, 1.0, shape
+        ),
     }
     try:
         readers[name]()
@@ -186,8 +198,10 @@ def _attack(target, earlier=None):
         "lipschitz": lambda target: _attack_lipschitz(target, earlier or {}),
         "slopes": lambda target: {"slopes": attack_slopes(target)},
         "enclose": lambda target: {"enclose": attack_enclosures(target)},
+        "output_norm": lambda target: {"output_norm": attack_output_norm(target)},
+        "parameter_gradient_norm": attack_gradients,
     }
-    registered = (*contracts_of(target.layer), "expand", "enclose")
+    registered = (*contracts_of(target.layer), "expand", "enclose", "output_norm", "parameter_gradient_norm")
     for name, attack in attacks.items():
         if name in registered and _refused(name, target.layer, target.shape) is None:
             slack.update(attack(target))

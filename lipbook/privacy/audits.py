@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.special import betaincc, expit
 from torch import Tensor, nn
 
 from lipbook.bound import UnsupportedLayerError, outward, require_values
@@ -252,6 +251,7 @@ def audit_run(claimed, coins: Tensor, guesses: Tensor, delta: float, confidence:
 
 def _least_epsilon(correct: int, guessed: int, level: float) -> float:
     """At most the largest epsilon with Pr[Bin(guessed, p) >= correct] < level, by bisection; at least 0."""
+    from scipy.special import betaincc, expit  # here: importing the library does not load it
 
     def is_refuted(epsilon):
         # The tail in terms of 1 - p, which keeps its digits where p is close to 1.

@@ -428,6 +428,33 @@ WRONG = {
         lambda prove, x, radius, depth: prove(x, radius),
         lambda prove, x, radius, depth: prove(x, radius / 2**depth),
     ],
+    "privacy/primer/1": [0.01 * math.e, math.e / (1 + math.e), 0.02],
+    "privacy/primer/2": [
+        [(1, 2), (1, 2), (2, 4), (0.5, 1)],
+        [(1, 1), (1, math.sqrt(2)), (2, 4), (0.5, 1)],
+        [(1, 1), (math.sqrt(10), math.sqrt(10)), (2, 4), (0.5, 0.5)],
+    ],
+    "privacy/primer/3": [
+        lambda ε, b: 1 - math.exp((ε - 1 / b) / 2),
+        lambda ε, b: max(0.0, 1 - math.exp(ε - 1 / b)),
+        lambda ε, b: 0.0 if ε >= 1 / b else 0.5 * math.exp(-ε / b),
+    ],
+    "privacy/primer/4": [
+        lambda ε, δ, k: (k * ε, k * δ),
+        lambda ε, δ, k: (k * ε, k * math.exp(k * ε) * δ),
+        lambda ε, δ, k: (math.sqrt(k) * ε, δ * sum(math.exp(i * ε) for i in range(k))),
+    ],
+    "privacy/primer/5": [0.0, 0.288, 0.1],
+    "privacy/primer/6": [
+        ([0.5], [0.5, 1.0], 2.0),
+        ([0.01], [1.0], 1.0),
+        ([0.01], [0.01, 2.0], 1.0),
+    ],
+    "privacy/primer/7": [
+        lambda σ, a: [σ] * len(a),
+        lambda σ, a: [σ * math.sqrt(len(a))] * len(a),
+        lambda σ, a: [σ * math.sqrt(sum(a) / number) for number in a],
+    ],
     "privacy/without-clipping/1": [
         (2.828, 1.414, 0.707, 3.240),
         (0.707, 1.414, 2.828, 4.950),

@@ -1,0 +1,409 @@
+"""Private training: every step releases a noisy sum of gradients, and a record says what was released.
+
+The sensitivity of the sum is that of the contracts at the current weights, and no gradient is clipped; or it
+is the norm at which each sample's gradient is clipped. All else is post-processing of what was released, and
+free: dividing, momentum, projecting the weights, averaging them, the next sensitivity.
+
+The noise is of simulation grade: a floating-point Gaussian of a seeded generator. A deployment needs a
+cryptographic generator, and a sampler whose values leave no holes (chapter privacy/dp-sgd). Gradients are
+sums in floating point too, so that a bound may be exceeded by some units in the last place.
+
+Source: Abadi et al., "Deep learning with differential privacy", CCS 2016; Béthune et al., "DP-SGD without
+clipping: the Lipschitz neural network way", ICLR 2024. Chapter: privacy/without-clipping.
+"""
+
+import copy
+import math
+from collections import Counter
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor, nn
+
+from lipbook.bound import CertificateError
+from lipbook.contracts import lipschitz, loss_gradient_norm
+from lipbook.layers import ToBall, ToSphere
+from lipbook.privacy.accountant import epsilon_of, noise_multiplier
+from lipbook.privacy.clipping import clipped_sum, dense_chain
+from lipbook.privacy.projection import contracted, nearest_semiorthogonal
+from lipbook.privacy.recursions import sensitivity
+from lipbook.privacy.sampling import chunks, poisson_batch
+from lipbook.training.checks import (
+    checked_set,
+    finite_parts,
+    require_finite,
+    require_fit,
+    require_numbers,
+    require_parts,
+    require_schedule,
+)
+from lipbook.training.digests import digest
+
+ADJACENCY = "add/remove"
+_ACCOUNTANT = "pld"
+_CHUNK = 8192  # samples whose gradients are summed at once
+_SPARE = 1 + 1e-12  # of the noise: its ratio to the sensitivity is never rounded below the multiplier
+_ALL = "all parameters"
+_SCHEDULES = {"linear": lambda done: 1 - done, "constant": lambda done: 1.0}
+_SCALES = {"sphere": ToSphere, "ball": ToBall}
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+
+@dataclass(frozen=True)
+class Release:
+    """What one step released: sums of gradients plus Gaussian noise, group by group, from one batch.
+
+    `sensitivities` are the norms of what one record can add to each group of parameters, and
+    `standard_deviations` those of the noise on each coordinate of it.
+    """
+
+    groups: tuple[str, ...]
+    sensitivities: tuple[float, ...]
+    standard_deviations: tuple[float, ...]
+
+    @property
+    def multipliers(self) -> tuple[float, ...]:
+        """Noise in units of the sensitivity; a group to which nothing can be added has none."""
+        pairs = zip(self.sensitivities, self.standard_deviations, strict=True)
+        return tuple(deviation / size for size, deviation in pairs if size > 0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a run of `fit` claims, and what it released.
+
+    The claim: the releases together, and so the returned model, are (`epsilon`, `delta`)-differentially
+    private for data sets that differ in one record (`adjacency`). It rests on Poisson sampling with
+    `sampling_rate`, at every step anew; no size of a batch is recorded, since those are private. `releases`
+    has one entry a step, `noise_multiplier` is what each of them keeps to, `accountant` computed it, and
+    `weights` is a digest of the returned model.
+    """
+
+    epsilon: float
+    delta: float
+    sampling_rate: float
+    steps: int
+    noise_multiplier: float
+    adjacency: str
+    accountant: str
+    releases: tuple[Release, ...] = field(repr=False)
+    weights: str = field(repr=False)
+    seal: str = field(repr=False, default="")
+
+    def recompute(self, accountant: str | None = None) -> float:
+        """What the releases cost: an epsilon at `delta`, from their sensitivities and noise alone.
+
+        Args:
+            accountant: "pld" or "rdp"; None is the record's own.
+        """
+        method = self.accountant if accountant is None else accountant
+        counts = Counter(release.multipliers for release in self.releases)
+        return epsilon_of(list(counts.items()), self.sampling_rate, self.delta, method)
+
+    def verify(self, model: nn.Module | None = None) -> "Record":
+        """Prove the claim from the releases, and return the record.
+
+        Args:
+            model: if given, it must have the weights that `fit` returned with this record.
+
+        Raises:
+            CertificateError: the releases cost more than `epsilon`, the record contradicts itself or was
+                changed, or the model is another one.
+
+        It proves the arithmetic of the record. That the batches were drawn, and the noise was added, as it
+        says, is for an audit (`audit_run`) or the code to show.
+        """
+        if self.adjacency != ADJACENCY:
+            raise CertificateError(
+                f"the record claims {self.adjacency!r}: the sensitivities are those of {ADJACENCY!r}."
+            )
+        if len(self.releases) != self.steps:
+            raise CertificateError(
+                f"the record claims {self.steps} steps and holds {len(self.releases)} releases."
+            )
+        for step, release in enumerate(self.releases, 1):
+            _require_noise(step, release, self.noise_multiplier)
+        try:
+            cost = self.recompute()
+        except (ValueError, TypeError) as error:
+            raise CertificateError(f"the record cannot be accounted for: {error}") from error
+        if not cost <= self.epsilon:
+            raise CertificateError(
+                f"the releases cost epsilon {cost:.6g} at delta {self.delta:g}, the record claims "
+                f"{self.epsilon:.6g}."
+            )
+        if self.seal != _seal(self):
+            raise CertificateError("the record is not as fit left it: one of its fields was changed.")
+        if model is not None and _weights(model) != self.weights:
+            raise CertificateError("the model has other weights than the one that this record belongs to.")
+        return self
+
+
+def fit(
+    model: nn.Sequential,
+    train: tuple[Tensor, Tensor],
+    loss: nn.Module,
+    epsilon: float,
+    delta: float,
+    steps: int,
+    sampling_rate: float,
+    input_norm: float,
+    noise: str = "global",
+    clip: float | None = None,
+    scale: str = "sphere",
+    lr: float = 4.0,
+    momentum: float = 0.0,
+    schedule: str = "linear",
+    averaging: float = 0.95,
+    project_every: int | None = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> tuple[nn.Sequential, Record]:
+    """A privately trained copy of a classifier, in eval mode, and the record that proves its epsilon.
+
+    Each step draws a Poisson batch (every record with probability q = `sampling_rate`, independently), sums
+    the gradients of its samples' losses, adds one Gaussian and divides by q N. It is released whatever the
+    batch: an empty one gives noise alone, a large one is summed in parts. Then one step of SGD, the
+    projection of the weights, and the average of the iterates, which is what comes back.
+
+    Args:
+        model: an `nn.Sequential` of layers with contracts; those that compute their weights are refused. It
+            is trained as in eval mode, from the weights it has (projected).
+        train: inputs of shape (n, ...) in the model's dtype, and labels of shape (n,) from 0 to classes - 1.
+        loss: with a `loss_gradient_norm` contract, such as nn.CrossEntropyLoss() or ClippedGradient.
+        epsilon, delta: what all steps together may cost, under add/remove adjacency. The noise is calibrated
+            for it before the first step.
+        steps: of SGD, at least 1.
+        sampling_rate: q, in (0, 1]. The divisor q N counts as public, as a part of the learning rate does.
+        input_norm: positive: every input is first scaled to this norm, or into the ball of this radius.
+        noise: "global", one standard deviation on every coordinate, the multiplier times the sensitivity of
+            the whole gradient; "per layer", for each of L parameters the multiplier times sqrt(L) times its
+            own sensitivity, which is one joint release of the same cost.
+        clip: None: no clipping, sensitivity by contract. C: each sample's whole gradient is shortened to C
+            where it is longer, and the sensitivity is C; only `nn.Linear` layers may be trained then.
+        scale: "sphere" (`ToSphere`) or "ball" (`ToBall`).
+        lr: the learning rate of the first step.
+        momentum: of SGD, in [0, 1).
+        schedule: of the learning rate: "linear", down to 0, or "constant".
+        averaging: in [0, 1): the weight of the past in the exponential average of the iterates (with the
+            usual correction for its start); 0 returns the last iterate.
+        project_every: after how many steps the weights of `nn.Linear` layers are brought near to orthogonal,
+            of norm at most 1 (`privacy.projection`), and convolutions divided by their certified norm where
+            that is above 1. Steps between use exact norms, which take longer. None: never.
+        seed: of the batches and of the noise, each with a generator of its own.
+        progress: show a bar.
+
+    Returns:
+        `nn.Sequential(ToSphere(input_norm), *layers)`, and the `Record`. With one seed, on one machine and
+        with as many threads, both are the same, bit for bit.
+
+    Raises:
+        UnsupportedLayerError: a layer or the loss has no contract that the sensitivity needs.
+        ValueError, TypeError: a set that is empty, not finite or not what the model takes; labels that are no
+            classes; numbers out of range; unknown names; "per layer" noise with clipping.
+        FloatingPointError: a weight became NaN or infinite.
+
+    Chapter: privacy/without-clipping.
+    """
+    require_numbers(steps, seed, 1, lr, 0)
+    require_schedule(schedule, tuple(_SCHEDULES))
+    _require_options(noise, clip, scale, momentum, averaging, project_every)
+    input_norm = _number(input_norm, "input_norm", above=0)
+    require_parts(model, loss)
+    loss_gradient_norm(loss)
+    inputs, labels = checked_set(train, "train")
+    network = copy.deepcopy(model).eval()
+    network.zero_grad()
+    require_fit(network, inputs, labels, "train")
+    chain = None if clip is None else dense_chain(network)
+    scaling = _SCALES[scale](input_norm)
+    multiplier = noise_multiplier(epsilon, sampling_rate, steps, delta, _ACCOUNTANT)
+    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+    finite = finite_parts(network)
+    sampler = torch.Generator("cpu").manual_seed(seed)
+    noisy = torch.Generator("cpu").manual_seed(~seed)  # it reads 32 bits: those of ~seed are other ones
+    shape = tuple(inputs.shape[1:])
+    with torch.inference_mode(False):
+        norms = {} if project_every is None else _projected(network, start=True)
+        if clip is None:
+            sensitivity(network, loss, input_norm, shape, norms)  # refused before the data is scaled
+        inputs = torch.cat([scaling(part) for part in inputs.split(_CHUNK)])
+        velocities = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        average = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        releases = []
+        for step in _counted(steps, progress):
+            if clip is None:
+                bounds = sensitivity(network, loss, input_norm, shape, norms)
+                release, deviations = _planned(bounds, noise, multiplier)
+            else:
+                release, deviations = _planned_clipped(clip, weights, multiplier)
+            releases.append(releases[-1] if releases and releases[-1] == release else release)
+            batch = poisson_batch(len(inputs), sampling_rate, sampler)
+            sums = _summed(network, chain, loss, inputs, labels, batch, clip, weights)
+            _add_noise(sums, deviations, noisy)
+            rate = lr * _SCHEDULES[schedule]((step - 1) / steps)
+            _descend(weights, sums, velocities, sampling_rate * len(inputs), rate, momentum)
+            if project_every is not None:
+                norms = _projected(network) if step % project_every == 0 else {}
+            _average(average, weights, averaging, step)
+        require_finite(network, finite, steps)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(average[name])
+        network.zero_grad()
+    trained = nn.Sequential(scaling, *network).eval()
+    claimed = float(epsilon), float(delta), float(sampling_rate), steps, multiplier, ADJACENCY, _ACCOUNTANT
+    record = Record(*claimed, tuple(releases), _weights(trained))
+    return trained, Record(*claimed, tuple(releases), record.weights, _seal(record))
+
+
+def _planned(bounds, noise, multiplier):
+    """The release of this sensitivity, and the standard deviation of the noise on each parameter."""
+    names = tuple(bounds.per_parameter)
+    if noise == "global":
+        deviation = multiplier * bounds.total * _SPARE
+        return Release((_ALL,), (bounds.total,), (deviation,)), dict.fromkeys(names, deviation)
+    sizes = tuple(bounds.per_parameter.values())
+    # L Gaussians of multiplier sigma sqrt(L) from one batch are one of multiplier sigma.
+    deviations = tuple(multiplier * math.sqrt(len(names)) * size * _SPARE for size in sizes)
+    return Release(names, sizes, deviations), dict(zip(names, deviations))
+
+
+def _planned_clipped(clip, weights, multiplier):
+    deviation = multiplier * clip * _SPARE
+    return Release((_ALL,), (float(clip),), (deviation,)), dict.fromkeys(weights, deviation)
+
+
+def _summed(network, chain, loss, inputs, labels, batch, clip, weights):
+    """The sum over the batch of the gradients of its samples' losses, clipped or not, by name."""
+    device = next(iter(weights.values())).device
+    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    for part in chunks(batch, _CHUNK):
+        samples = inputs[part.to(inputs.device)].to(device)
+        classes = labels[part.to(labels.device)].to(device)
+        if clip is None:
+            with torch.enable_grad():
+                mean = loss(network(samples), classes)
+                gradients = torch.autograd.grad(mean, tuple(weights.values()), materialize_grads=True)
+            # The gradients are multiplied, not the loss: ClippedGradient shortens what comes back from it.
+            found = {name: gradient.mul_(len(part)) for name, gradient in zip(weights, gradients)}
+        else:
+            found, _ = clipped_sum(chain, loss, samples, classes, clip)
+        for name, gradient in found.items():
+            sums[name] += gradient
+    return sums
+
+
+def _add_noise(sums, deviations, generator):
+    for name, gradient in sums.items():
+        drawn = torch.empty(gradient.shape, dtype=gradient.dtype, device="cpu")
+        gradient.add_(drawn.normal_(0, deviations[name], generator=generator).to(gradient.device))
+
+
+@torch.no_grad()
+def _descend(weights, sums, velocities, divisor, rate, momentum):
+    for name, weight in weights.items():
+        velocity = velocities[name].mul_(momentum).add_(sums[name], alpha=1 / divisor)
+        weight.sub_(velocity, alpha=rate)
+
+
+@torch.no_grad()
+def _projected(network, start=False):
+    """Bring the trained weights back in place; certified norms by the names of the `nn.Linear` layers."""
+    norms = {}
+    for name, layer in network.named_modules():
+        if type(layer) is nn.Linear and layer.weight.requires_grad:
+            near = nearest_semiorthogonal(layer.weight) if start else layer.weight
+            layer.weight.copy_(contracted(near))
+            if _stands_alone(network, name):
+                norms[name] = 1.0
+        elif isinstance(layer, _CONVOLUTIONS) and layer.weight.requires_grad:
+            size = lipschitz(layer).value
+            if size > 1:
+                layer.weight.div_(size)
+    return norms
+
+
+def _stands_alone(network, name):
+    """Whether only `nn.Sequential`s are around a layer, so that `sensitivity` asks for its norm by name."""
+    parents = name.split(".")[:-1]
+    return all(
+        isinstance(network.get_submodule(".".join(parents[:depth])), nn.Sequential)
+        for depth in range(1, len(parents) + 1)
+    )
+
+
+@torch.no_grad()
+def _average(average, weights, decay, step):
+    """The average of the iterates so far, with weights decay^(step - k) that sum to 1."""
+    share = (1 - decay) / (1 - decay**step)
+    for name, weight in weights.items():
+        average[name].lerp_(weight, share)
+
+
+def _require_noise(step, release, multiplier):
+    if not isinstance(release, Release):
+        raise CertificateError(f"step {step} is no Release but {release!r}.")
+    count = len(release.groups)
+    if not count or {len(release.sensitivities), len(release.standard_deviations)} != {count}:
+        raise CertificateError(f"step {step} does not have one sensitivity and one noise for each group.")
+    numbers = (*release.sensitivities, *release.standard_deviations)
+    if not all(0 <= number < math.inf for number in numbers):
+        raise CertificateError(
+            f"step {step} has a sensitivity or a noise that is no finite number: {release!r}."
+        )
+    inverse = math.fsum((1 / part) ** 2 if part > 0 else math.inf for part in release.multipliers)
+    if inverse * multiplier**2 > 1:
+        raise CertificateError(
+            f"step {step} has noise of {math.sqrt(1 / inverse):.6g} times the sensitivity, and the record "
+            f"claims {multiplier:.6g}."
+        )
+
+
+def _seal(record):
+    kept = [getattr(record, part.name) for part in fields(record) if part.name != "seal"]
+    return digest(*kept)
+
+
+def _weights(model):
+    return digest({name: tensor for name, tensor in model.state_dict().items()})
+
+
+def _require_options(noise, clip, scale, momentum, averaging, project_every):
+    if noise not in ("global", "per layer"):
+        raise ValueError(f'noise must be "global" or "per layer", got {noise!r}.')
+    if scale not in _SCALES:
+        raise ValueError(f'scale must be "sphere" or "ball", got {scale!r}.')
+    if clip is not None:
+        _number(clip, "clip", above=0)
+        if noise != "global":
+            raise ValueError(
+                f"noise {noise!r} does not go with clip={clip}, which clips the whole gradient of a sample: "
+                'its noise is "global".'
+            )
+    for name, share in (("momentum", momentum), ("averaging", averaging)):
+        if not _number(share, name) < 1 or share < 0:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {share}.")
+    if project_every is not None:
+        if isinstance(project_every, bool) or not isinstance(project_every, int):
+            raise TypeError(f"project_every must be None or an int, got {project_every!r}.")
+        if project_every < 1:
+            raise ValueError(f"project_every must be at least 1, got {project_every}: None is never.")
+
+
+def _number(value, name, above=-math.inf):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}.")
+    if not above < value < math.inf:
+        least = "finite" if above == -math.inf else "positive and finite"
+        raise ValueError(f"{name} must be {least}, got {value}.")
+    return float(value)
+
+
+def _counted(steps, progress):
+    numbers = range(1, steps + 1)
+    if not progress:
+        return numbers
+    from tqdm.auto import tqdm  # here: in a notebook it loads ipywidgets
+
+    return tqdm(numbers, desc="fit", unit="step")

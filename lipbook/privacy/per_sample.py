@@ -36,13 +36,12 @@ class SampleGradients:
         require_fit(self.twin, x, labels, "audited")
         self.classes = self.twin(x[:1].clone()).shape[1]
         self.is_mean = True
-        self.is_mean = self._reads_a_mean(x, y)
-        self.dense = {}
-        found = self._dense_layers(x)
-        formed = self.norms(x, y)
-        self.dense = found
-        if not torch.allclose(self.norms(x, y), formed, rtol=1e-6, atol=1e-12):
-            self.dense = {}  # a weight that is read elsewhere too
+        self.is_mean = self._reads_a_mean()
+        self.require_independence(x, y)
+        self.dense = self._dense_layers(x)
+        one_by_one = self._one_by_one(x[:2], y[:2])
+        if not torch.allclose(self.norms(x[:2], y[:2]), one_by_one, rtol=1e-6, atol=1e-12):
+            self.dense = set()  # one of their weights is read elsewhere too
         formed = [p.numel() for name, p in self.twin.named_parameters() if self._is_formed(name)]
         self.chunk = max(1, min(_CHUNK, _ENTRIES // max(1, sum(formed))))
 
@@ -67,16 +66,19 @@ class SampleGradients:
                 )
                 for (path, (before, _)), at_output in zip(calls.items(), at_outputs):
                     cotangent = torch.linalg.vector_norm(at_output, dim=1)
-                    columns[f"{path}.weight"] = cotangent * torch.linalg.vector_norm(before, dim=1)
-                    columns[f"{path}.bias"] = cotangent
+                    columns[f"{path}.weight".removeprefix(".")] = cotangent * torch.linalg.vector_norm(
+                        before, dim=1
+                    )
+                    columns[f"{path}.bias".removeprefix(".")] = cotangent
             columns |= self._formed(x, g)
-            norms = torch.stack([columns[name.removeprefix(".")] for name in self.names], dim=1)
+            norms = torch.stack([columns[name] for name in self.names], dim=1)
             return norms if differentiable else norms.detach()
 
     def cotangents(self, logits, y, differentiable=False):
         """The gradient of each sample's own loss at its logits, (batch, classes)."""
         z = logits if differentiable else logits.detach().requires_grad_()
-        value = self.loss(z, y)
+        with torch.enable_grad():
+            value = self.loss(z, y)
         if not isinstance(value, Tensor) or value.ndim != 0 or not value.requires_grad:
             raise ValueError(
                 "the loss must give one number that depends on the logits, the mean or the sum over the "
@@ -95,22 +97,26 @@ class SampleGradients:
                 "a sample's logits depend on the other samples of its batch, or on chance, so that it has no "
                 "gradient of its own: take out what averages over the batch, and call model.eval()."
             )
-        self._reads_a_mean(x, y)
-
-    def _reads_a_mean(self, x, y):
-        with torch.no_grad():
-            alone = torch.cat([self.twin(row[None].clone()) for row in x])
-        logits, y = torch.cat([alone, alone.flip(0) / 2]), torch.cat([y, (y + 1) % self.classes])
-        with torch.enable_grad():
-            together = self.cotangents(logits, y) / (len(y) if self.is_mean else 1)
-            single = torch.cat([self.cotangents(logits[i : i + 1], y[i : i + 1]) for i in range(len(y))])
-        for is_mean, scale in ((True, len(y)), (False, 1)):
-            if torch.allclose(together * scale, single, rtol=1e-6, atol=1e-9):
-                return is_mean
-        raise ValueError(
-            "the loss of a sample depends on the other samples of its batch, so that it has no gradient of "
-            "its own: use one that is the mean or the sum of a loss of each sample."
+        self._require_own_losses(
+            torch.cat([alone, alone.flip(0) / 2]), torch.cat([y, (y + 1) % self.classes])
         )
+
+    def _reads_a_mean(self):
+        """Whether the loss is the mean of one for each sample, rather than the sum."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        logits = torch.randn(16, self.classes, generator=generator, dtype=torch.float64)
+        y = torch.arange(16) % self.classes
+        once, twice = (self.cotangents(logits.repeat(k, 1), y.repeat(k)) / (16 * k) for k in (1, 2))
+        return not torch.allclose(once[:16], twice[:16], rtol=1e-6)
+
+    def _require_own_losses(self, logits, y):
+        together = self.cotangents(logits, y)
+        alone = torch.cat([self.cotangents(logits[i : i + 1], y[i : i + 1]) for i in range(len(y))])
+        if not torch.allclose(together, alone, rtol=1e-6, atol=1e-9):
+            raise ValueError(
+                "the loss of a sample depends on the other samples of its batch, so that it has no gradient "
+                "of its own: use one that is the mean or the sum of a loss of each sample."
+            )
 
     def _dense_layers(self, x):
         """The paths of the dense layers that are called once, on vectors, with weights of their own."""
@@ -130,7 +136,19 @@ class SampleGradients:
             self.twin(x.clone())
         for handle in handles:
             handle.remove()
-        return {path: layer for path, layer in linear.items() if calls[layer] == 1}
+        return {path for path, layer in linear.items() if calls[layer] == 1}
+
+    def _one_by_one(self, x, y):
+        """The norms again, by one backward pass a sample."""
+        parameters = dict(self.twin.named_parameters())
+        copies = {name: parameters[name].detach().clone().requires_grad_() for name in self.names}
+        rows = []
+        with torch.enable_grad():
+            for row, g in zip(x, self.cotangents(self.twin(x.clone()), y)):
+                logits = functional_call(self.twin, copies, (row[None].clone(),))
+                gradients = torch.autograd.grad(logits, [*copies.values()], g[None], materialize_grads=True)
+                rows.append(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+        return torch.stack(rows)
 
     def _is_formed(self, name):
         return name in self.names and name.rpartition(".")[0] not in self.dense

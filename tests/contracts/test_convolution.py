@@ -83,7 +83,16 @@ def test_more_convolutions_survive_the_attacks(name):
 def survives(build, shape):
     layer = seeded(build)
     slack = check(layer, shape)
-    assert set(slack) == {"affine", "enclose", "expand", "lipschitz_2", "lipschitz_inf", "output_shape"}
+    assert set(slack) == {
+        "affine",
+        "enclose",
+        "expand",
+        "lipschitz_2",
+        "lipschitz_inf",
+        "output_shape",
+        "output_norm",
+        "parameter_gradient_norm",
+    }
     assert lipschitz(layer, 2, shape).method.startswith("exact") == (slack["lipschitz_2"] < 0.01)
 
 

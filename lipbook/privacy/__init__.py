@@ -4,7 +4,7 @@ Everywhere in this part two data sets are neighbours if one has one record more:
 """
 
 from lipbook.privacy.accountant import epsilon, epsilon_of, noise_multiplier
-from lipbook.privacy.audits import GradientAudit, RunAudit, audit_gradients, audit_run
+from lipbook.privacy.audits import audit_gradients, audit_run
 from lipbook.privacy.clipping import gradient_norms
 from lipbook.privacy.features import OrientedGradients, Scattering
 from lipbook.privacy.recursions import ClippedGradient, Sensitivity, sensitivity
@@ -12,11 +12,9 @@ from lipbook.privacy.release import Record, Release, fit
 
 __all__ = [
     "ClippedGradient",
-    "GradientAudit",
     "OrientedGradients",
     "Record",
     "Release",
-    "RunAudit",
     "Scattering",
     "Sensitivity",
     "audit_gradients",

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import lipbook
+from lipbook.privacy import Sensitivity
 
 ONE = torch.ones(3)
 EYE = torch.eye(3)
@@ -27,6 +28,7 @@ UPPER = lipbook.Bound(2.0, "upper", method="svd")
 SET = (EYE, torch.tensor([0, 1, 1]))  # inputs and labels
 IMAGES = (torch.ones(3, 1, 2, 2), torch.tensor([0, 1, 1]))
 LOSS = nn.CrossEntropyLoss()
+COINS = torch.tensor([1, -1, 1])
 CHAIN = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
 ALT = "Two bounds, the upper one twice the lower one."
 
@@ -418,6 +420,38 @@ BAD = {
         (lambda c: c(lipbook.layers.Residual(nn.Dropout())), "nn.Dropout is in train mode"),
         (lambda c: c.register(int), "int"),
     ],
+    "lipbook.contracts.output_norm": [
+        *layers(lambda c, layer: c(layer, 1.0, (3,))),
+        *shapes(lambda c, layer, shape: c(layer, 1.0, shape)),
+        (lambda c: c(nn.ReLU(), -1.0), "input_norm must be at least 0, got -1.0"),
+        (lambda c: c(nn.ReLU(), math.nan), "input_norm"),
+        (lambda c: c(nn.ReLU(), "1"), "input_norm"),
+        (lambda c: c(nn.Linear(3, 3), 1.0), "pass input_shape"),
+        (lambda c: c.register(int), "int"),
+    ],
+    "lipbook.contracts.parameter_gradient_norm": [
+        *layers(lambda c, layer: c(layer, 1.0, 1.0, (3,))),
+        (lambda c: c(nn.Linear(3, 3), -1.0, 1.0, (3,)), "input_norm must be at least 0, got -1.0"),
+        (lambda c: c(nn.Linear(3, 3), 1.0, -1.0, (3,)), "cotangent_norm must be at least 0, got -1.0"),
+        (lambda c: c(nn.Linear(3, 3), 1.0, math.nan, (3,)), "cotangent_norm"),
+        (lambda c: c(nn.Linear(3, 3), 1.0, 1.0, (4,)), "(4,)"),
+        (lambda c: c(nn.Linear(3, 3), 1.0, 1.0), "pass input_shape"),
+        (lambda c: c(nn.Conv2d(1, 1, 3, padding_mode="circular"), 1.0, 1.0), "pass input_shape"),
+        (
+            lambda c: c(lipbook.layers.OrthogonalLinear(3, 3), 1.0, 1.0, (3,)),
+            "OrthogonalLinear has parameters",
+        ),
+        (lambda c: c.register(int), "int"),
+    ],
+    "lipbook.contracts.loss_gradient_norm": [
+        (lambda c: c(torch.nn.functional.cross_entropy), "cross_entropy"),
+        (lambda c: c(nn.CrossEntropyLoss), "is a class"),
+        (lambda c: c(None), "None"),
+        (lambda c: c(nn.MSELoss()), "nn.MSELoss has no loss_gradient_norm contract"),
+        (lambda c: c(nn.CrossEntropyLoss(reduction="sum")), "reduction"),
+        (lambda c: c(nn.CrossEntropyLoss(weight=ONE)), "weight"),
+        (lambda c: c(nn.CrossEntropyLoss(ignore_index=0)), "ignore_index=0"),
+    ],
     "lipbook.contracts.Sorting": [
         (lambda f: f(2.0), "2.0"),
         (lambda f: f(True), "True"),
@@ -434,6 +468,20 @@ BAD = {
         (lambda f: f(NAN), "NaN"),
         (lambda f: f(torch.ones(1, 2), dim=0), "got 0"),
         (lambda f: f(torch.ones(1, 2), dim=None), "None"),
+    ],
+    "lipbook.layers.ToBall": [
+        (lambda f: f(0.0), "got 0.0"),
+        (lambda f: f(-1), "got -1"),
+        (lambda f: f(math.inf), "inf"),
+        (lambda f: f(math.nan), "nan"),
+        (lambda f: f("1"), "str"),
+    ],
+    "lipbook.layers.ToSphere": [
+        (lambda f: f(0.0), "got 0.0"),
+        (lambda f: f(-1), "got -1"),
+        (lambda f: f(math.inf), "inf"),
+        (lambda f: f(math.nan), "nan"),
+        (lambda f: f("1"), "str"),
     ],
     "lipbook.layers.MaxMin": [
         (lambda f: f(0), "got 0"),
@@ -805,6 +853,72 @@ BAD = {
         (lambda c: c(lipbook.training.EMMALoss(1.0), until=1.5), "1.5"),
         (lambda c: c(lipbook.training.EMMALoss(1.0)).at(2), "got 2"),
         (lambda c: c(lipbook.training.EMMALoss(1.0))(EYE, SET[1], EYE), "schedule"),
+    ],
+    "lipbook.privacy.audit_gradients": [
+        (lambda f: f(torch.relu, LOSS, *SET, 1.0), "relu"),
+        (lambda f: f(nn.Sequential(nn.ReLU()), LOSS, *SET, 1.0), "nothing to train"),
+        (lambda f: f(nn.Sequential(nn.Linear(3, 2), Unknown()), LOSS, *SET, 1.0), "Unknown"),
+        (lambda f: f(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), LOSS, *SET, 1.0), "train mode"),
+        (lambda f: f(CHAIN, nn.CrossEntropyLoss, *SET, 1.0), "CrossEntropyLoss()"),
+        (lambda f: f(CHAIN, None, *SET, 1.0), "None"),
+        (lambda f: f(CHAIN, nn.CrossEntropyLoss(reduction="none"), *SET, 1.0), "none"),
+        (lambda f: f(CHAIN, LOSS, None, SET[1], 1.0), "NoneType"),
+        (lambda f: f(CHAIN, LOSS, NAN, SET[1][:1], 1.0), "NaN"),
+        (lambda f: f(CHAIN, LOSS, torch.ones(3, 5) / 3, SET[1], 1.0), "(5,)"),
+        (lambda f: f(CHAIN, LOSS, EYE.long(), SET[1], 1.0), "torch.int64"),
+        (lambda f: f(CHAIN, LOSS, 2 * EYE, SET[1], 1.0), "norm at most input_norm = 1"),
+        (lambda f: f(CHAIN, LOSS, EYE, SET[1] + 1, 1.0), "from 1 to 2"),
+        (lambda f: f(CHAIN, LOSS, EYE, SET[1][:2], 1.0), "(2,)"),
+        (lambda f: f(CHAIN, LOSS, EYE, [0, 1, 1], 1.0), "list"),
+        (lambda f: f(CHAIN, LOSS, *SET, 0.0), "0.0"),
+        (lambda f: f(CHAIN, LOSS, *SET, math.nan), "nan"),
+        (lambda f: f(CHAIN, LOSS, *SET, None), "None"),
+        (lambda f: f(CHAIN, LOSS, *SET, 1.0, bound=2.0), "float"),
+        (lambda f: f(CHAIN, LOSS, *SET, 1.0, bound=Sensitivity({}, 1.0, 1.0, ())), "'0.weight'"),
+        (lambda f: f(CHAIN, LOSS, *SET, 1.0, search_steps=-1), "-1"),
+        (lambda f: f(CHAIN, LOSS, *SET, 1.0, search_steps=1.5), "1.5"),
+        (lambda f: f(CHAIN, LOSS, *SET, 1.0, seed=-1), "-1"),
+        (lambda f: f(CHAIN, LOSS, *SET, 1.0, seed=True), "True"),
+    ],
+    "lipbook.privacy.audit_run": [
+        (lambda f: f(-1.0, COINS, COINS, 1e-5), "-1.0"),
+        (lambda f: f(math.nan, COINS, COINS, 1e-5), "nan"),
+        (lambda f: f("3", COINS, COINS, 1e-5), "'3'"),
+        (lambda f: f(None, COINS, COINS, 1e-5), "None"),
+        (lambda f: f(3.0, [1, -1], COINS, 1e-5), "list"),
+        (lambda f: f(3.0, COINS > 0, COINS, 1e-5), "torch.bool"),
+        (lambda f: f(3.0, torch.tensor([0, 1, 1]), COINS, 1e-5), "got 0"),
+        (lambda f: f(3.0, COINS[:0], COINS, 1e-5), "(0,)"),
+        (lambda f: f(3.0, COINS[None], COINS, 1e-5), "(1, 3)"),
+        (lambda f: f(3.0, COINS, COINS[:2], 1e-5), "2 for 3"),
+        (lambda f: f(3.0, COINS, 2 * COINS, 1e-5), "got 2"),
+        (lambda f: f(3.0, COINS, None, 1e-5), "NoneType"),
+        (lambda f: f(3.0, COINS, COINS, -1e-5), "-1e-05"),
+        (lambda f: f(3.0, COINS, COINS, math.nan), "nan"),
+        (lambda f: f(3.0, COINS, COINS, "1e-5"), "'1e-5'"),
+        (lambda f: f(3.0, COINS, COINS, 0.02), "3 canaries at delta 0.02"),
+        (lambda f: f(3.0, COINS, COINS, 1e-5, confidence=1.0), "1.0"),
+        (lambda f: f(3.0, COINS, COINS, 1e-5, confidence=None), "None"),
+    ],
+    "lipbook.privacy.sensitivity": [
+        (lambda f: f(nn.Linear(3, 3), nn.CrossEntropyLoss(), 1.0), "must be an nn.Sequential, got Linear"),
+        (lambda f: f(nn.Sequential(nn.Linear(3, 3)), nn.MSELoss(), 1.0), "nn.MSELoss"),
+        (
+            lambda f: f(nn.Sequential(nn.Linear(3, 3)), nn.CrossEntropyLoss(), 0.0),
+            "input_norm must be positive",
+        ),
+        (lambda f: f(nn.Sequential(nn.Linear(3, 3)), nn.CrossEntropyLoss(), -1.0), "got -1.0"),
+        (lambda f: f(nn.Sequential(nn.Linear(3, 3)), nn.CrossEntropyLoss(), math.inf), "unbounded"),
+        (lambda f: f(nn.Sequential(nn.Linear(3, 3)), nn.CrossEntropyLoss(), 1.0, (4,)), "(4,)"),
+        (lambda f: f(nn.Sequential(Unknown()), nn.CrossEntropyLoss(), 1.0, (3,)), "Unknown"),
+        (lambda f: f(nn.Sequential(nn.ReLU()), nn.CrossEntropyLoss(), 1.0), "pass input_shape"),
+        (lambda f: f(nn.Sequential(nn.ReLU()), nn.CrossEntropyLoss(), 1.0, (3,)), "nothing is trained"),
+    ],
+    "lipbook.privacy.ClippedGradient": [
+        (lambda f: f(nn.MSELoss(), 1.0), "nn.MSELoss"),
+        (lambda f: f(nn.CrossEntropyLoss(), 0.0), "got 0.0"),
+        (lambda f: f(nn.CrossEntropyLoss(), math.inf), "inf"),
+        (lambda f: f(nn.CrossEntropyLoss(), "1"), "str"),
     ],
     "lipbook.privacy.epsilon": [
         (lambda f: f("1", 0.1, 10, 1e-5), "str"),

@@ -25,6 +25,7 @@ from lipbook.contracts.convolution import axes_of, plane_of
 from lipbook.contracts.definitions import (
     REGISTRIES,
     checked_shape,
+    expand,
     guarded,
     lipschitz,
     no_contract,
@@ -117,6 +118,7 @@ def parameter_gradient_norm(
         checked_shape(input_shape)
     trained = trained_parameters(layer)
     if not trained:
+        expand(layer)  # raises if a layer inside has no contract
         return {}
     function = _own_gradients(layer)
     answer = function(layer, float(input_norm), float(cotangent_norm), input_shape)

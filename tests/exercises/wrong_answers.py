@@ -311,6 +311,16 @@ def _chain(body, head, *last, scaled=True, slope=0.1):
     return nn.Sequential(*first, nn.Flatten(), body, nn.LeakyReLU(slope), head, *last).eval()
 
 
+def _ghost_norms(inputs, cotangents, bias=1, scale=None):
+    n = scale or len(inputs[0])
+    pairs = zip(inputs, cotangents, strict=True)
+    return sum((n * G).square().sum(1) * (X.square().sum(1) + bias) for X, G in pairs).sqrt()
+
+
+def _ghost_factors(inputs, cotangents, C, **options):
+    return (C / _ghost_norms(inputs, cotangents, **options)).clamp(max=1)
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -427,6 +437,29 @@ WRONG = {
         lambda prove, x, radius, depth: _by_splitting(prove, x, radius, depth, any),
         lambda prove, x, radius, depth: prove(x, radius),
         lambda prove, x, radius, depth: prove(x, radius / 2**depth),
+    ],
+    "privacy/dp-sgd/1": [(0.6, 0.6), (0.0012, 0.0012), (0.00144, 0.00072)],
+    "privacy/dp-sgd/2": [
+        lambda x, C: x.mean().item(),
+        lambda x, C: x.median().item(),
+        lambda x, C: x.clamp(-C, C).mean().item(),
+    ],
+    "privacy/dp-sgd/3": [(0.01, 1e-7), (math.log(1 + 0.01 * (math.e - 1)), 1e-5), (1.0, 1e-5)],
+    "privacy/dp-sgd/4": [
+        lambda σ, T, δ: T / (2 * σ**2) + math.log(1 / δ),
+        lambda σ, T, δ: T / (2 * σ**2) + math.sqrt(T * math.log(1 / δ)) / σ,
+        lambda σ, T, δ: T / σ**2 + math.sqrt(2 * T * math.log(1 / δ)) / σ,
+    ],
+    "privacy/dp-sgd/5": [
+        lambda X, G, C: _ghost_factors(X, G, C, scale=1),
+        lambda X, G, C: _ghost_factors(X, G, C, bias=0),
+        lambda X, G, C: C / _ghost_norms(X, G),
+    ],
+    "privacy/dp-sgd/6": [(1000, 1000), (1, 1), (100_000, 100_000)],
+    "privacy/dp-sgd/7": [
+        lambda Δ, d, σ: σ * len(Δ) ** 0.5 * Δ,
+        lambda Δ, d, σ: σ * Δ,
+        lambda Δ, d, σ: σ * Δ.norm() * torch.ones_like(Δ),
     ],
     "privacy/primer/1": [0.01 * math.e, math.e / (1 + math.e), 0.02],
     "privacy/primer/2": [

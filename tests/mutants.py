@@ -1053,8 +1053,14 @@ MUTANTS = [
     ),
     Mutant(
         "privacy/per_sample.py",
-        'columns[f"{path}.weight".removeprefix(".")] = cotangent * torch.linalg.vector_norm(before, dim=1)',
-        'columns[f"{path}.weight".removeprefix(".")] = cotangent',
+        "x.copy_(scaled(x, input_norm))",
+        "x.copy_(x)",
+        "tests/privacy/test_audits.py",
+    ),
+    Mutant(
+        "privacy/audits.py",
+        "longest = torch.maximum(longest, norms.amax(dim=0))",
+        "longest = norms.amax(dim=0)",
         "tests/privacy/test_audits.py",
     ),
     Mutant(
@@ -1116,5 +1122,23 @@ MUTANTS = [
         "moved = _sizes(finite) * (1 + rounding)",
         "moved = finite",
         "tests/layers/test_ball.py",
+    ),
+    Mutant(
+        "privacy/features.py",
+        "mirrored = squares.flip(0, 1).roll((1, 1), (0, 1))",
+        "mirrored = 0 * squares",
+        "tests/privacy/test_features.py",
+    ),
+    Mutant(
+        "privacy/features.py",
+        'product_up([bank, spectral_norm(as_float64(layer.windows, "windows")).value])',
+        "bank",
+        "tests/privacy/test_features.py",
+    ),
+    Mutant(
+        "privacy/features.py",
+        "moved = torch.linalg.vector_norm(errors, dim=1, keepdim=True)",
+        "moved = errors",
+        "tests/privacy/test_features.py",
     ),
 ]

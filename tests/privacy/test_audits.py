@@ -132,7 +132,15 @@ def test_the_longest_gradient_is_found_in_every_chunk(row, monkeypatch):
     x = on_sphere(7, 4) / 100
     x[row] *= 100
     alone = audit_gradients(model, LOSS, x[row : row + 1], classes(7)[row : row + 1], 1.0)
-    assert audit_gradients(model, LOSS, x, classes(7), 1.0).largest == pytest.approx(alone.largest)
+    audit = audit_gradients(model, LOSS, x, classes(7), 1.0)
+    assert audit.largest == pytest.approx(alone.largest)
+    assert audit.per_parameter == pytest.approx(alone.per_parameter)
+
+
+def test_dense_layers_are_audited_without_forming_a_gradient_of_each_sample(monkeypatch):
+    monkeypatch.setattr(per_sample, "vmap", None)
+    model = filled(nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3)))
+    assert audit_gradients(model, LOSS, on_sphere(6, 2, 2), classes(6), 1.0, search_steps=3).samples == 6
 
 
 @settings(max_examples=12)

@@ -321,6 +321,15 @@ def _ghost_factors(inputs, cotangents, C, **options):
     return (C / _ghost_norms(inputs, cotangents, **options)).clamp(max=1)
 
 
+def _spread(b, P):
+    """A unit tensor (c, P) along the bias, constant in space."""
+    return (b / b.norm())[:, None].expand(-1, P) / math.sqrt(P)
+
+
+def _signs(P):
+    return torch.tensor([(-1.0) ** k for k in range(P)], dtype=torch.float64)
+
+
 WRONG = {
     "bounds/lipschitz-functions/1": [(3, 3), (5**0.5, 3), (5, 3)],
     "bounds/lipschitz-functions/2": [
@@ -735,4 +744,22 @@ WRONG = {
         lambda v: torch.eye(len(v), dtype=v.dtype) + 9 * torch.outer(v, v) / (v @ v),
         lambda v: 10 * torch.eye(len(v), dtype=v.dtype),
     ],
+    "privacy/auditing/1": [(1.5, math.sqrt(2)), (8.0, math.sqrt(2)), (99.0, 196 * math.sqrt(2))],
+    "privacy/auditing/2": [
+        lambda b, P, X, G: (X * _spread(b, P), G * _spread(b, P) * _signs(P)),
+        lambda b, P, X, G: (-X * _spread(b, P), G * _spread(b, P)),
+        lambda b, P, X, G: (X * math.sqrt(P) * _spread(b, P), G * math.sqrt(P) * _spread(b, P)),
+    ],
+    "privacy/auditing/3": [
+        lambda r, m, δ: math.log(0.05 ** (1 / r) / (1 - 0.05 ** (1 / r))),
+        lambda r, m, δ: max(0.0, -math.log(1 - max(0.0, 0.05 - m * δ) ** (1 / r))),
+        lambda r, m, δ: max(0.0, math.log(0.05 ** (1 / m) / (1 - 0.05 ** (1 / m)))),
+    ],
+    "privacy/auditing/4": [(1.0, 1.441 * math.sqrt(2)), (2.078, 1.441), (2.078, 1.441 / math.sqrt(2))],
+    "privacy/auditing/5": [
+        lambda g, C: g * (C / g.norm(dim=1, keepdim=True).clamp(min=C)),
+        lambda g, C: g * (C / len(g)) / g.norm(dim=1, keepdim=True),
+        lambda g, C: g * (C / len(g) / g.norm().clamp(min=C / len(g))),
+    ],
+    "privacy/auditing/6": [(0.707, 1.414), (1.581, 1.414), (0.707, 2.0)],
 }

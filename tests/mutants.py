@@ -1125,8 +1125,8 @@ MUTANTS = [
     ),
     Mutant(
         "privacy/features.py",
-        "mirrored = squares.flip(0, 1).roll((1, 1), (0, 1))",
-        "mirrored = 0 * squares",
+        "largest = ((squares + mirrored) / 2).max().item()",
+        "largest = ((squares + mirrored) / 2).mean().item()",
         "tests/privacy/test_features.py",
     ),
     Mutant(
@@ -1140,5 +1140,35 @@ MUTANTS = [
         "moved = torch.linalg.vector_norm(errors, dim=1, keepdim=True)",
         "moved = errors",
         "tests/privacy/test_features.py",
+    ),
+    Mutant(
+        "privacy/release.py",
+        "_descend(weights, sums, velocities, sampling_rate * len(inputs), rate, momentum)",
+        "_descend(weights, sums, velocities, max(1, len(batch)), rate, momentum)",
+        "tests/privacy/test_release.py",
+    ),
+    Mutant(
+        "privacy/release.py",
+        "multiplier * math.sqrt(len(names)) * size * _SPARE",
+        "multiplier * size * _SPARE",
+        "tests/privacy/test_release.py",
+    ),
+    Mutant(
+        "privacy/release.py",
+        "if len(self.releases) != self.steps:",
+        "if False:",
+        "tests/privacy/test_release.py",
+    ),
+    Mutant(
+        "privacy/projection.py",
+        "1 + 1.001 * error",
+        "1.0",
+        "tests/privacy/test_projection.py",
+    ),
+    Mutant(
+        "privacy/clipping.py",
+        "cotangent * rows",
+        "cotangent",
+        "tests/privacy/test_clipping.py",
     ),
 ]

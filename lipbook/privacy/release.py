@@ -233,21 +233,21 @@ def fit(
     require_parts(model, loss)
     loss_gradient_norm(loss)
     inputs, labels = checked_set(train, "train")
-    network = copy.deepcopy(model).eval()
-    network.zero_grad()
-    require_fit(network, inputs, labels, "train")
-    chain = None if clip is None else dense_chain(network)
-    scaling = _SCALES[scale](input_norm)
-    multiplier = noise_multiplier(epsilon, sampling_rate, steps, delta, _ACCOUNTANT)
-    weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-    finite = finite_parts(network)
-    sampler = torch.Generator("cpu").manual_seed(seed)
-    noisy = torch.Generator("cpu").manual_seed(~seed)  # it reads 32 bits: those of ~seed are other ones
-    shape = tuple(inputs.shape[1:])
     with torch.inference_mode(False):
+        network = copy.deepcopy(model).eval()
+        network.zero_grad()
+        require_fit(network, inputs, labels, "train")
+        chain = None if clip is None else dense_chain(network)
+        scaling = _SCALES[scale](input_norm)
+        weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
+        finite = finite_parts(network)
+        sampler = torch.Generator("cpu").manual_seed(seed)
+        noisy = torch.Generator("cpu").manual_seed(~seed)  # it reads 32 bits: those of ~seed are other ones
+        shape = tuple(inputs.shape[1:])
         norms = {} if project_every is None else _projected(network, start=True)
         if clip is None:
-            sensitivity(network, loss, input_norm, shape, norms)  # refused before the data is scaled
+            sensitivity(network, loss, input_norm, shape, norms)  # it refuses before seconds are spent
+        multiplier = noise_multiplier(epsilon, sampling_rate, steps, delta, _ACCOUNTANT)
         inputs = torch.cat([scaling(part) for part in inputs.split(_CHUNK)])
         velocities = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         average = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -383,7 +383,7 @@ def _weights(model):
 def _require_options(noise, clip, scale, momentum, averaging, project_every):
     if noise not in ("global", "per layer"):
         raise ValueError(f'noise must be "global" or "per layer", got {noise!r}.')
-    if scale not in _SCALES:
+    if scale not in tuple(_SCALES):
         raise ValueError(f'scale must be "sphere" or "ball", got {scale!r}.')
     if clip is not None:
         _number(clip, "clip", above=0)

@@ -4,9 +4,10 @@ Every sixth training image of Fashion-MNIST (10,000 of 60,000) is held out; the 
 the cost in privacy of choosing on the images that are held out is not counted (chapter privacy/dp-sgd). A
 network of a setting is trained with delta = 1e-5 on the other 50,000, with the same sampling rate as train.py
 uses on all 60,000. `right` counts held-out images whose class is right, `certified` those that are also
-certified at each radius of RADII (for "private and certified" only). Without clipping, the gradient of the
-loss with respect to the logits is clipped all the same (`ClippedGradient`), except "nor at the logits". train.py takes for each goal (epsilon,
-features, method) the setting with the most right, or the largest sum of the certified counts and those right.
+certified at each radius of RADII (for "private and certified" only). Where parameter gradients are not
+clipped, the gradient of the loss with respect to the logits is all the same (`ClippedGradient`), except for
+"nor at the logits". train.py takes for each goal (epsilon, features, method) the setting with the most right,
+or the largest sum of the certified counts and those right.
 """
 
 import functools

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor, nn
 
-from lipbook.bound import CertificateError
+from lipbook.bound import CertificateError, outward
 from lipbook.contracts import lipschitz, loss_gradient_norm
 from lipbook.layers import ToBall, ToSphere
 from lipbook.privacy.accountant import epsilon_of, noise_multiplier
@@ -150,8 +150,8 @@ class Record:
             raise CertificateError(f"the record cannot be accounted for: {error}") from error
         if not cost <= self.epsilon:
             raise CertificateError(
-                f"the releases cost epsilon {cost:.6g} at delta {self.delta:g}, the record claims "
-                f"{self.epsilon:.6g}."
+                f"the releases cost epsilon {outward(cost, 'upper')} at delta {self.delta:g}, and the record "
+                f"claims {self.epsilon:g}."
             )
         if self.seal != _seal(self):
             raise CertificateError("the record is not as fit left it: one of its fields was changed.")

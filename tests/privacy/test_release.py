@@ -275,7 +275,7 @@ CHANGES = {
     "no noise at all": (lambda r: {"releases": lowered(r, 0, 0.0)}, "step 1 has noise"),
     "a step left out": (lambda r: {"releases": r.releases[1:]}, "holds 3 releases"),
     "a step left out, and their number": (lambda r: {"releases": r.releases[1:], "steps": 3}, "changed"),
-    "epsilon": (lambda r: {"epsilon": 0.99 * r.epsilon}, "the record claims 2.97"),
+    "epsilon": (lambda r: {"epsilon": 0.99 * r.epsilon}, "claims 2.97"),
     "a larger epsilon": (lambda r: {"epsilon": 2 * r.epsilon}, "changed"),
     "delta": (lambda r: {"delta": r.delta / 2}, "cost epsilon"),
     "a higher rate": (lambda r: {"sampling_rate": 0.21}, "cost epsilon"),

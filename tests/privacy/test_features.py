@@ -153,6 +153,16 @@ def test_the_enclosure_holds_the_wavelet_features_summed_by_hand():
     assert ((middle - expected).abs() <= radius).all() and radius.max() < 1e-9
 
 
+def test_the_enclosure_knows_that_one_direction_of_a_cell_moves_the_others():
+    layer = OrientedGradients(size=6, orientations=2, cells=6, contrast=0.5).double()
+    x, errors = (torch.zeros(1, 1, 6, 6, dtype=torch.float64) for _ in range(2))
+    x[0, 0, 3, 3] = x[0, 0, 4, 2] = 1  # the cell between them has both derivatives, of length 0.5
+    errors[0, 0, 2, 2] = 0.1  # its derivative across does not read this pixel
+    middle, radius = enclose(layer, x, errors)
+    for sign in (-1, 1):
+        assert ((layer(x + sign * errors) - middle).abs() <= radius).all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_radius_certified_through_the_features_survives_an_attack(kind):
     torch.manual_seed(0)

@@ -1047,8 +1047,8 @@ MUTANTS = [
     ),
     Mutant(
         "privacy/accountant.py",
-        "while excess(root) > 0:",
-        "while False:",
+        "counts[multiplier] += count",
+        "counts[multiplier] = count",
         "tests/privacy/test_accountant.py",
     ),
     Mutant(
@@ -1143,14 +1143,14 @@ MUTANTS = [
     ),
     Mutant(
         "privacy/release.py",
-        "_descend(weights, sums, velocities, sampling_rate * len(inputs), rate, momentum)",
-        "_descend(weights, sums, velocities, max(1, len(batch)), rate, momentum)",
+        "_descend(weights, sums, velocities, divisor, rate, momentum)\n        projected",
+        "_descend(weights, sums, velocities, max(1, len(batch)), rate, momentum)\n        projected",
         "tests/privacy/test_release.py",
     ),
     Mutant(
         "privacy/release.py",
-        "multiplier * math.sqrt(len(names)) * size * _SPARE",
-        "multiplier * size * _SPARE",
+        "math.sqrt(len(names)) * size * _SPARE",
+        "size * _SPARE",
         "tests/privacy/test_release.py",
     ),
     Mutant(

@@ -15,13 +15,16 @@ clipping: the Lipschitz neural network way", ICLR 2024. Chapter: privacy/without
 import copy
 import math
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lipbook.bound import CertificateError, outward
 from lipbook.contracts import lipschitz, loss_gradient_norm
+from lipbook.contracts.gradients import trained_parameters
 from lipbook.layers import ToBall, ToSphere
 from lipbook.privacy.accountant import epsilon_of, noise_multiplier
 from lipbook.privacy.clipping import clipped_sum, dense_chain
@@ -238,39 +241,24 @@ def fit(
         network.zero_grad()
         require_fit(network, inputs, labels, "train")
         chain = None if clip is None else dense_chain(network)
-        scaling = _SCALES[scale](input_norm)
-        weights = {name: weight for name, weight in network.named_parameters() if weight.requires_grad}
-        finite = finite_parts(network)
-        sampler = torch.Generator("cpu").manual_seed(seed)
-        noisy = torch.Generator("cpu").manual_seed(~seed)  # it reads 32 bits: those of ~seed are other ones
-        shape = tuple(inputs.shape[1:])
-        norms = {} if project_every is None else _projected(network, start=True)
-        if clip is None:
-            sensitivity(network, loss, input_norm, shape, norms)  # it refuses before seconds are spent
+        if project_every is not None:
+            _project(network, start=True)
+        if clip is None:  # it refuses before seconds are spent
+            sensitivity(network, loss, input_norm, tuple(inputs.shape[1:]))
         multiplier = noise_multiplier(epsilon, sampling_rate, steps, delta, _ACCOUNTANT)
+        finite = finite_parts(network)
+        scaling = _SCALES[scale](input_norm)
         inputs = torch.cat([scaling(part) for part in inputs.split(_CHUNK)])
-        velocities = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        average = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        plan = Plan(loss, multiplier, sampling_rate, input_norm, noise, clip, chain, project_every, seed)
+        rates = [lr * _SCHEDULES[schedule](step / steps) for step in range(steps)]
+        average = {name: torch.zeros_like(weight) for name, weight in trained_parameters(network).items()}
         releases = []
-        for step in _counted(steps, progress):
-            if clip is None:
-                bounds = sensitivity(network, loss, input_norm, shape, norms)
-                release, deviations = _planned(bounds, noise, multiplier)
-            else:
-                release, deviations = _planned_clipped(clip, weights, multiplier)
+        stepped = train_privately(network, inputs, labels, plan, rates, momentum)
+        for step, release in enumerate(_shown(stepped, steps, progress), 1):
             releases.append(releases[-1] if releases and releases[-1] == release else release)
-            batch = poisson_batch(len(inputs), sampling_rate, sampler)
-            sums = _summed(network, chain, loss, inputs, labels, batch, clip, weights)
-            _add_noise(sums, deviations, noisy)
-            rate = lr * _SCHEDULES[schedule]((step - 1) / steps)
-            _descend(weights, sums, velocities, sampling_rate * len(inputs), rate, momentum)
-            if project_every is not None:
-                norms = _projected(network) if step % project_every == 0 else {}
-            _average(average, weights, averaging, step)
+            _average(average, network, averaging, step)
         require_finite(network, finite, steps)
-        with torch.no_grad():
-            for name, weight in weights.items():
-                weight.copy_(average[name])
+        network.load_state_dict(average, strict=False)
         network.zero_grad()
     trained = nn.Sequential(scaling, *network).eval()
     claimed = float(epsilon), float(delta), float(sampling_rate), steps, multiplier, ADJACENCY, _ACCOUNTANT
@@ -278,41 +266,82 @@ def fit(
     return trained, Record(*claimed, tuple(releases), record.weights, _seal(record))
 
 
-def _planned(bounds, noise, multiplier):
-    """The release of this sensitivity, and the standard deviation of the noise on each parameter."""
-    names = tuple(bounds.per_parameter)
-    if noise == "global":
-        deviation = multiplier * bounds.total * _SPARE
-        return Release((_ALL,), (bounds.total,), (deviation,)), dict.fromkeys(names, deviation)
-    sizes = tuple(bounds.per_parameter.values())
+class Plan(NamedTuple):
+    """What every step of a run has in common; `chain` is the `dense_chain` of the network, for clipping."""
+
+    loss: nn.Module
+    multiplier: float
+    sampling_rate: float
+    input_norm: float
+    noise: str = "global"
+    clip: float | None = None
+    chain: tuple | None = None
+    project_every: int | None = 1
+    seed: int = 0
+
+
+def train_privately(
+    network: nn.Sequential,
+    inputs: Tensor,
+    labels: Tensor,
+    plan: Plan,
+    rates: Sequence[float],
+    momentum: float,
+) -> Iterator[Release]:
+    """Train a network in place: after each step, with the next of the learning rates, comes its release.
+
+    The inputs have their norm, and the weights are projected, if they are to be.
+    """
+    weights = trained_parameters(network)
+    sampler = torch.Generator("cpu").manual_seed(plan.seed)
+    noisy = torch.Generator("cpu").manual_seed(~plan.seed)  # it reads 32 bits: those of ~seed are other ones
+    divisor = plan.sampling_rate * len(inputs)
+    projected, velocities = plan.project_every is not None, {}
+    for step, rate in enumerate(rates, 1):
+        release, deviations = _planned(network, weights, plan, tuple(inputs.shape[1:]), projected)
+        batch = poisson_batch(len(inputs), plan.sampling_rate, sampler)
+        sums = _summed(network, weights, inputs, labels, batch, plan)
+        _add_noise(sums, deviations, noisy)
+        _descend(weights, sums, velocities, divisor, rate, momentum)
+        projected = plan.project_every is not None and step % plan.project_every == 0
+        if projected:
+            _project(network)
+        yield release
+
+
+def _planned(network, weights, plan, shape, projected):
+    """The release of this step, and the standard deviation of the noise on each parameter."""
+    if plan.clip is None:
+        norms = dict.fromkeys(_lone_linears(network), 1.0) if projected else None
+        bounds = sensitivity(network, plan.loss, plan.input_norm, shape, norms)
+        names, sizes, total = tuple(bounds.per_parameter), tuple(bounds.per_parameter.values()), bounds.total
+    else:
+        total = float(plan.clip)
+    if plan.noise == "global":
+        deviation = plan.multiplier * total * _SPARE
+        return Release((_ALL,), (total,), (deviation,)), dict.fromkeys(weights, deviation)
     # L Gaussians of multiplier sigma sqrt(L) from one batch are one of multiplier sigma.
-    deviations = tuple(multiplier * math.sqrt(len(names)) * size * _SPARE for size in sizes)
+    deviations = tuple(plan.multiplier * math.sqrt(len(names)) * size * _SPARE for size in sizes)
     return Release(names, sizes, deviations), dict(zip(names, deviations))
 
 
-def _planned_clipped(clip, weights, multiplier):
-    deviation = multiplier * clip * _SPARE
-    return Release((_ALL,), (float(clip),), (deviation,)), dict.fromkeys(weights, deviation)
-
-
-def _summed(network, chain, loss, inputs, labels, batch, clip, weights):
+def _summed(network, weights, inputs, labels, batch, plan):
     """The sum over the batch of the gradients of its samples' losses, clipped or not, by name."""
     device = next(iter(weights.values())).device
-    sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    sums = {}
     for part in chunks(batch, _CHUNK):
         samples = inputs[part.to(inputs.device)].to(device)
         classes = labels[part.to(labels.device)].to(device)
-        if clip is None:
+        if plan.clip is None:
             with torch.enable_grad():
-                mean = loss(network(samples), classes)
+                mean = plan.loss(network(samples), classes)
                 gradients = torch.autograd.grad(mean, tuple(weights.values()), materialize_grads=True)
             # The gradients are multiplied, not the loss: ClippedGradient shortens what comes back from it.
-            found = {name: gradient.mul_(len(part)) for name, gradient in zip(weights, gradients)}
+            found = {name: gradient * len(part) for name, gradient in zip(weights, gradients)}
         else:
-            found, _ = clipped_sum(chain, loss, samples, classes, clip)
-        for name, gradient in found.items():
-            sums[name] += gradient
-    return sums
+            found, _ = clipped_sum(plan.chain, plan.loss, samples, classes, plan.clip)
+        sums = {name: gradient.add_(sums[name]) if sums else gradient for name, gradient in found.items()}
+    return sums or {name: torch.zeros_like(weight) for name, weight in weights.items()}
 
 
 def _add_noise(sums, deviations, generator):
@@ -324,41 +353,39 @@ def _add_noise(sums, deviations, generator):
 @torch.no_grad()
 def _descend(weights, sums, velocities, divisor, rate, momentum):
     for name, weight in weights.items():
-        velocity = velocities[name].mul_(momentum).add_(sums[name], alpha=1 / divisor)
+        velocity = sums[name].div_(divisor)
+        if momentum:
+            velocity = velocities[name] = velocities.get(name, 0) * momentum + velocity
         weight.sub_(velocity, alpha=rate)
 
 
 @torch.no_grad()
-def _projected(network, start=False):
-    """Bring the trained weights back in place; certified norms by the names of the `nn.Linear` layers."""
-    norms = {}
-    for name, layer in network.named_modules():
+def _project(network, start=False):
+    """Bring the trained weights back, in place: every `nn.Linear` is of norm at most 1 then."""
+    for layer in network.modules():
         if type(layer) is nn.Linear and layer.weight.requires_grad:
             near = nearest_semiorthogonal(layer.weight) if start else layer.weight
             layer.weight.copy_(contracted(near))
-            if _stands_alone(network, name):
-                norms[name] = 1.0
         elif isinstance(layer, _CONVOLUTIONS) and layer.weight.requires_grad:
             size = lipschitz(layer).value
             if size > 1:
                 layer.weight.div_(size)
-    return norms
 
 
-def _stands_alone(network, name):
-    """Whether only `nn.Sequential`s are around a layer, so that `sensitivity` asks for its norm by name."""
-    parents = name.split(".")[:-1]
-    return all(
-        isinstance(network.get_submodule(".".join(parents[:depth])), nn.Sequential)
-        for depth in range(1, len(parents) + 1)
-    )
+def _lone_linears(network, prefix=""):
+    """The names of the trained `nn.Linear` layers with only `nn.Sequential`s around them."""
+    for name, child in network._modules.items():
+        if isinstance(child, nn.Sequential):
+            yield from _lone_linears(child, f"{prefix}{name}.")
+        elif type(child) is nn.Linear and child.weight.requires_grad:
+            yield f"{prefix}{name}"
 
 
 @torch.no_grad()
-def _average(average, weights, decay, step):
+def _average(average, network, decay, step):
     """The average of the iterates so far, with weights decay^(step - k) that sum to 1."""
     share = (1 - decay) / (1 - decay**step)
-    for name, weight in weights.items():
+    for name, weight in trained_parameters(network).items():
         average[name].lerp_(weight, share)
 
 
@@ -411,10 +438,9 @@ def _number(value, name, above=-math.inf):
     return float(value)
 
 
-def _counted(steps, progress):
-    numbers = range(1, steps + 1)
+def _shown(stepped, steps, progress):
     if not progress:
-        return numbers
+        return stepped
     from tqdm.auto import tqdm  # here: in a notebook it loads ipywidgets
 
-    return tqdm(numbers, desc="fit", unit="step")
+    return tqdm(stepped, desc="fit", unit="step", total=steps)

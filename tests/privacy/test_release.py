@@ -231,7 +231,7 @@ def test_frozen_weights_stay_and_are_no_part_of_the_release():
 
 def test_momentum_sums_the_gradients_and_forgets_them_geometrically():
     gradients, rates = drawn(3, 4), [0.5, 0.3, 0.1]
-    weight, velocities = torch.zeros(4).double(), {"w": torch.zeros(4).double()}
+    weight, velocities = torch.zeros(4).double(), {}
     for gradient, rate in zip(gradients, rates):
         module._descend({"w": weight}, {"w": 7 * gradient}, velocities, 7.0, rate, 0.8)
     shares = [0.5 + 0.3 * 0.8 + 0.1 * 0.64, 0.3 + 0.1 * 0.8, 0.1]
@@ -239,12 +239,16 @@ def test_momentum_sums_the_gradients_and_forgets_them_geometrically():
 
 
 def test_the_average_is_exponential_and_its_weights_sum_to_one():
-    iterates, average = drawn(5, 3), {"w": torch.full((3,), math.nan).double()}
-    average["w"].zero_()
+    iterates, average, layer = (
+        drawn(5, 1, 3),
+        {"weight": torch.zeros(1, 3).double()},
+        nn.Linear(3, 1, bias=False),
+    )
     for step, iterate in enumerate(iterates, 1):
-        module._average(average, {"w": iterate}, 0.7, step)
+        layer.weight = nn.Parameter(iterate)
+        module._average(average, layer, 0.7, step)
     shares = 0.7 ** torch.arange(4, -1, -1).double()
-    assert torch.allclose(average["w"], (shares[:, None] * iterates).sum(0) / shares.sum())
+    assert torch.allclose(average["weight"], (shares[:, None, None] * iterates).sum(0) / shares.sum())
 
 
 @functools.cache

@@ -24,6 +24,7 @@ SEEDS = [0]
 DELTA = 1e-5
 RADII = (0.1, 0.25, 0.5)
 HIDDEN = (256, 256)
+LINEAR = {"hidden": [], "temperature": 1 / 16, "averaging": 0.0}  # a softmax head alone, from zeros
 WITHOUT, CLIPPING, BOTH = "without clipping", "clipping", "private and certified"
 NOWHERE = "without clipping, nor at the logits"
 RATE = 4096 / 60000
@@ -52,6 +53,9 @@ def _settings():
             yield _goal(3, features, WITHOUT, steps=300, lr=lr, cotangent=0.7)
         for steps, lr in ((146, 4.0), (220, 3.0)):
             yield _goal(1, features, WITHOUT, steps=steps, lr=lr, cotangent=0.7)
+        for epsilon, steps in ((3, 146), (3, 300), (1, 87), (1, 146)):
+            for lr in (15.0, 30.0):
+                yield _goal(epsilon, features, WITHOUT, steps=steps, lr=lr, cotangent=0.7, **LINEAR)
     for epsilon, steps in ((3, 300), (1, 146)):
         for clip in (0.5, 1.0):
             yield _goal(epsilon, "scattering", CLIPPING, steps=steps, lr=8.0, clip=clip)
@@ -61,12 +65,14 @@ SETTINGS = list(_settings())
 SMOKE = [_goal(3, "raw", WITHOUT, steps=1, lr=4.0, cotangent=0.7)]
 
 
-def untrained(inputs, seed):
-    """Dense layers without biases; `fit` makes them orthogonal."""
+def untrained(inputs, hidden, seed):
+    """Dense layers without biases, which `fit` makes orthogonal; a single one, which it need not, is 0."""
     torch.manual_seed(seed)
-    sizes, layers = (inputs, *HIDDEN, 10), [nn.Flatten()]
+    sizes, layers = (inputs, *hidden, 10), [nn.Flatten()]
     for before, after in zip(sizes, sizes[1:]):
         layers += [nn.Linear(before, after, bias=False), MaxMin()]
+    if not hidden:
+        nn.init.zeros_(layers[1].weight)
     return nn.Sequential(*layers[:-1])
 
 
@@ -100,11 +106,13 @@ def trained(part, *, epsilon, features, method, steps, lr, seed, **setting):
     """The private network of a part of the data, from what `front` gives to logits, and its record."""
     inputs, labels = prepared(features, part)
     norm = setting.get("norm", 1.0)
-    loss = OffsetCrossEntropy(setting.get("offset", 0.0), TEMPERATURE * norm)
+    loss = OffsetCrossEntropy(setting.get("offset", 0.0), setting.get("temperature", TEMPERATURE) * norm)
     if setting.get("cotangent"):
         loss = ClippedGradient(loss, setting["cotangent"])
     options = {"clip": setting.get("clip"), "scale": "ball" if method == BOTH else "sphere"}
-    model = untrained(inputs[0].numel(), seed)
+    hidden = setting.get("hidden", HIDDEN)
+    options |= {"averaging": setting.get("averaging", 0.95), "project_every": 1 if hidden else None}
+    model = untrained(inputs[0].numel(), hidden, seed)
     return fit(model, (inputs, labels), loss, epsilon, DELTA, steps, RATE, norm, lr=lr, seed=seed, **options)
 
 

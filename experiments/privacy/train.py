@@ -6,8 +6,8 @@ choose.RADII, in pixels. `seconds` is the wall time of `fit` on one thread, besi
 the features. The record of the training is verified before anything is counted: `spent` is what its releases
 cost, an epsilon at delta = 1e-5, and `rdp` the second opinion on it. `sensitivity` holds the first and the
 last, `setting_used` what choose.py chose. With and without clipping are compared on one network, that of the
-raw images; on features a linear head may have been chosen. The networks that are private and certified use the setting chosen
-for epsilon 3 at every epsilon.
+raw images; on features a linear head may have been chosen. The networks that are private and certified use
+the setting chosen for epsilon 3 at every epsilon.
 """
 
 import importlib.util

@@ -56,10 +56,10 @@ def test_there_is_one_multiplier_for_each_activation_in_order():
 @pytest.mark.parametrize("activation", ["ReLU", "GroupSort"])
 @pytest.mark.parametrize(("radius", "multipliers"), [(None, "neuron"), (None, "layer"), (0.5, "neuron")])
 def test_pairs_agree_with_single_calls(activation, multipliers, radius):
-    model, center = drawn(PIECEWISE[activation], 1, (3, 8, 4, 4))
+    model, center = drawn(PIECEWISE[activation], 1, (3, 8, 4, 3))
     region = None if radius is None else Ball(center, radius)
     bounds = lipsdp(model, "pairs", region, multipliers)
-    assert list(bounds) == [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    assert list(bounds) == [(0, 1), (0, 2), (1, 2)]
     for pair, bound in bounds.items():
         assert bound.verify(model) and bound.output == pair and bound.region == region
         single = lipsdp(model, pair, region, multipliers)

@@ -61,6 +61,8 @@ def test_groups_released_together_are_one_gaussian_subsampled_once():
     _, *rest = REFERENCE
     together = epsilon([2.5] * 3, *rest)
     assert together == pytest.approx(epsilon(2.5 / math.sqrt(3), *rest), rel=1e-4)
+    joint = (1 / 2.0**2 + 1 / 3.0**2) ** -0.5
+    assert epsilon([2.0, 3.0], *rest) == pytest.approx(epsilon(joint, *rest), rel=1e-6)
     apart = epsilon(2.5, rest[0], 3 * rest[1], rest[2])
     assert apart < 0.9 * together, "subsampling each group separately claims less"
 

@@ -1,10 +1,10 @@
 """Is the sensitivity ever exceeded while a network is trained, and how closely is it reached?
 
 The network of the chapter (MaxMin, orthogonal weights, no biases, inputs on the unit sphere) is trained
-privately, and five of its iterates, and the average that `fit` returns, are audited: the gradient of each of
-the training samples, and of inputs and labels that a search of SEARCH_STEPS steps finds on the ball, over the
-certified bound. "mean" is the average over 10,000 samples of the length of their gradient over the
-bound. Step 0 is the network before the first release. Widths without steps are audited at step 0 alone.
+privately, and five of its iterates are audited: the gradient of each of the training samples, and of inputs
+and labels that a search of SEARCH_STEPS steps finds on the ball, over the certified bound. "mean" is the
+average over 10,000 samples of the length of their gradient over the bound. Step 0 is the network before the
+first release. Widths without steps are audited at step 0 alone.
 Chapter: privacy/auditing.
 """
 
@@ -17,7 +17,15 @@ from torch.nn import functional as F
 
 from lipbook.data import fashion_mnist
 from lipbook.layers import MaxMin
-from lipbook.privacy import ClippedGradient, audit_gradients, fit, gradient_norms, release, sensitivity
+from lipbook.privacy import (
+    ClippedGradient,
+    audit_gradients,
+    gradient_norms,
+    noise_multiplier,
+    release,
+    sensitivity,
+)
+from lipbook.privacy.projection import contracted, nearest_semiorthogonal
 from lipbook.training import OffsetCrossEntropy
 
 SEEDS = [0]
@@ -28,7 +36,7 @@ SETTINGS = [{"widths": [256, 256], "clip": 0.7, "steps": 146, "records": 60000, 
 ]
 SMOKE = [{"widths": [16], "clip": 0.7, "steps": 2, "records": 500, "init": 0}]
 STAGES = (0, 10, 40, 90, 146)
-BATCH, EPSILON, DELTA, SEARCH_STEPS = 4096, 3.0, 1e-5, 60
+BATCH, EPSILON, DELTA, LR, SEARCH_STEPS = 4096, 3.0, 1e-5, 4.0, 60
 
 
 def network(widths, init):
@@ -39,28 +47,23 @@ def network(widths, init):
         torch.manual_seed(init)
         for before, after in itertools.pairwise(sizes):
             layers += [nn.Linear(before, after, bias=False), MaxMin()]
-            nn.init.orthogonal_(layers[-2].weight)
+            weight = nn.init.orthogonal_(layers[-2].weight)
+            weight.data = contracted(nearest_semiorthogonal(weight.data))
     return nn.Sequential(*layers[:-1])
 
 
 def trained(model, x, y, loss, steps, seed):
-    """The iterates after the steps of STAGES, the average that is returned, and what each release assumed."""
-    iterates, average_of = {0: copy.deepcopy(model)}, release._average
-
-    def keep(average, weights, decay, step):
-        average_of(average, weights, decay, step)
+    """The network after the steps of STAGES, trained as `fit` trains it, and what each release assumed."""
+    rate = BATCH / 60000
+    sigma = noise_multiplier(EPSILON, rate, steps, DELTA)
+    plan = release.Plan(loss, sigma, sampling_rate=rate, input_norm=1.0, seed=seed)
+    rates = [LR * (1 - step / steps) for step in range(steps)]
+    model, iterates, assumed = copy.deepcopy(model), {0: copy.deepcopy(model)}, []
+    for step, each in enumerate(release.train_privately(model, x, y, plan, rates, momentum=0.0), 1):
+        assumed += each.sensitivities
         if step in STAGES or step == steps:
             iterates[step] = copy.deepcopy(model)
-            iterates[step].load_state_dict(weights)
-
-    release._average = keep  # the only place where `fit` lets one look at its iterates
-    try:
-        rate = BATCH / 60000
-        returned, record = fit(model, (x, y), loss, EPSILON, DELTA, steps, rate, 1.0, seed=seed)
-    finally:
-        release._average = average_of
-    assumed = [each.sensitivities[0] for each in record.releases]
-    return iterates, nn.Sequential(*returned[1:]), assumed
+    return iterates, assumed
 
 
 def audited(model, loss, x, y, seed):
@@ -92,8 +95,7 @@ def run(setting, seed):
     model = network(setting["widths"], setting["init"])
     stages, assumed = {0: model}, [sensitivity(model, loss, 1.0).total]
     if setting["steps"]:
-        stages, returned, assumed = trained(model, x, y, loss, setting["steps"], seed)
-        stages["average"] = returned
+        stages, assumed = trained(model, x, y, loss, setting["steps"], seed)
     found = []
     for stage, iterate in stages.items():
         with torch.no_grad():

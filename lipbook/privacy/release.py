@@ -295,10 +295,15 @@ def train_privately(
     weights = trained_parameters(network)
     sampler = torch.Generator("cpu").manual_seed(plan.seed)
     noisy = torch.Generator("cpu").manual_seed(~plan.seed)  # it reads 32 bits: those of ~seed are other ones
-    divisor = plan.sampling_rate * len(inputs)
-    projected, velocities = plan.project_every is not None, {}
+    divisor, velocities = plan.sampling_rate * len(inputs), {}
+    projected, after_projection = plan.project_every is not None, None
+    # Of projected weights only their norm of 1 matters: where nothing else is trained, nothing changes.
+    same = set(weights) == {f"{name}.weight" for name in _lone_linears(network)}
     for step, rate in enumerate(rates, 1):
-        release, deviations = _planned(network, weights, plan, tuple(inputs.shape[1:]), projected)
+        known = after_projection if same and projected else None
+        release, deviations = known or _planned(network, weights, plan, tuple(inputs.shape[1:]), projected)
+        if projected:
+            after_projection = release, deviations
         batch = poisson_batch(len(inputs), plan.sampling_rate, sampler)
         sums = _summed(network, weights, inputs, labels, batch, plan)
         _add_noise(sums, deviations, noisy)

@@ -199,6 +199,11 @@ def test_steps_between_projections_use_the_norms_of_the_weights_as_they_are():
     record.verify()
 
 
+def test_biases_are_read_anew_at_every_step():
+    _, record = fit(network(6, 8, 8, 3, bias=True), records(), CE, **BUDGET, lr=2.0)
+    assert len({release.sensitivities for release in record.releases}) == 4
+
+
 def test_convolutions_are_divided_by_their_norm():
     model = nn.Sequential(
         nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 4, 3, padding=1), MaxMin(), nn.Flatten(), nn.Linear(64, 2)

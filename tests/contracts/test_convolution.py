@@ -22,12 +22,12 @@ QUICK = {
         lambda: nn.Conv2d(1, 2, 3, padding=(1, 3), padding_mode="circular", stride=2),
         (1, 5, 4),
     ),
-    "sequence": (lambda: nn.Conv1d(2, 3, 3, 2, 1), (2, 7)),
     "transposed": (lambda: nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=1), (2, 3, 2)),
-    "weight_norm": (lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 2)), (2, 3, 3)),
     "float16": (lambda: nn.Conv2d(2, 2, 2).half(), (2, 3, 3)),
 }
 THOROUGH = {
+    "sequence": (lambda: nn.Conv1d(2, 3, 3, 2, 1), (2, 7)),
+    "weight_norm": (lambda: parametrizations.weight_norm(nn.Conv2d(2, 2, 2)), (2, 3, 3)),
     "zeros": (lambda: nn.Conv2d(2, 3, 3, padding=1), (2, 4, 5)),
     "same, one zero more behind": (lambda: nn.Conv2d(1, 2, (4, 2), padding="same"), (1, 4, 3)),
     "circular": (lambda: nn.Conv2d(2, 2, (3, 4), padding="same", padding_mode="circular"), (2, 5, 4)),

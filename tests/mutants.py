@@ -1143,8 +1143,8 @@ MUTANTS = [
     ),
     Mutant(
         "privacy/release.py",
-        "_descend(weights, sums, velocities, divisor, rate, momentum)\n        projected",
-        "_descend(weights, sums, velocities, max(1, len(batch)), rate, momentum)\n        projected",
+        "_descend(weights, sums, velocities, divisor, rate, momentum)\n        del",
+        "_descend(weights, sums, velocities, max(1, len(batch)), rate, momentum)\n        del",
         "tests/privacy/test_release.py",
     ),
     Mutant(

@@ -8,8 +8,8 @@ of Opacus 1.6.0, with clipping and noise. The batch is the whole of the data (a 
 all have as many samples; `sampling` is what a Poisson batch of 60,000 records costs on top, in seconds.
 
 `seconds` are the smallest and the median over rounds that take every method once, so that what disturbs one
-disturbs all; divide by those of "plain". `megabytes` is by how much the steps raise the largest memory of a
-process of their own (Linux only); None elsewhere, and for the methods of Opacus without it.
+disturbs all; divide by those of "plain". `megabytes` is the most that tensors hold at once, in 2^20 bytes, as
+torch's profiler counts them, without the data and the weights before the first step.
 
 The peer, for the record only: give it a virtual environment of its own with the same torch, install
 opacus 1.6.0 and opt_einsum without their dependencies, and run this script there.
@@ -17,16 +17,14 @@ Chapter: privacy/without-clipping.
 """
 
 import importlib.util
-import json
+import itertools
 import statistics
-import subprocess
-import sys
 import time
 import warnings
-from pathlib import Path
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from lipbook.layers import MaxMin
 from lipbook.privacy.clipping import dense_chain
@@ -44,6 +42,7 @@ PEER = importlib.util.find_spec("opacus") is not None
 
 
 def network():
+    """Orthogonal weights, from the generator of torch itself."""
     model = nn.Sequential(
         nn.Linear(784, 256, bias=False),
         MaxMin(),
@@ -64,8 +63,8 @@ def drawn(batch, seed):
     return inputs / inputs.norm(dim=1, keepdim=True), labels
 
 
-def plain(inputs, labels):
-    model, loss = network(), nn.CrossEntropyLoss()
+def plain(model, inputs, labels):
+    loss = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     everything = torch.arange(len(inputs))
     while True:
@@ -75,8 +74,7 @@ def plain(inputs, labels):
         yield
 
 
-def ours(inputs, labels, clip=None, project_every=1):
-    model = network()
+def ours(model, inputs, labels, clip=None, project_every=1):
     chain = None if clip is None else dense_chain(model)
     plan = Plan(
         nn.CrossEntropyLoss(), MULTIPLIER, 1.0, 1.0, clip=clip, chain=chain, project_every=project_every
@@ -89,11 +87,11 @@ def ours(inputs, labels, clip=None, project_every=1):
         yield
 
 
-def opacus(inputs, labels, mode):
+def opacus(model, inputs, labels, mode):
     from opacus import PrivacyEngine
     from torch.utils.data import DataLoader, TensorDataset
 
-    model, loss = network(), nn.CrossEntropyLoss()
+    loss = nn.CrossEntropyLoss()
     made = PrivacyEngine().make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
@@ -116,10 +114,10 @@ def opacus(inputs, labels, mode):
 METHODS = {
     "plain": plain,
     "lipschitz": ours,
-    "ghost": lambda x, y: ours(x, y, CLIP, None),
-    "ghost, projected": lambda x, y: ours(x, y, CLIP, 1),
-    "opacus ghost": lambda x, y: opacus(x, y, "ghost"),
-    "opacus hooks": lambda x, y: opacus(x, y, "hooks"),
+    "ghost": lambda m, x, y: ours(m, x, y, CLIP, None),
+    "ghost, projected": lambda m, x, y: ours(m, x, y, CLIP, 1),
+    "opacus ghost": lambda m, x, y: opacus(m, x, y, "ghost"),
+    "opacus hooks": lambda m, x, y: opacus(m, x, y, "hooks"),
 }
 
 
@@ -132,7 +130,7 @@ def tried(batch):
 def timed(batch, rounds, seed):
     """{method: [smallest, median]} in seconds, the methods taken in turns."""
     data = drawn(batch, seed)
-    steps = {name: METHODS[name](*data) for name in tried(batch)}
+    steps = {name: METHODS[name](network(), *data) for name in tried(batch)}
     for step in steps.values():
         next(step), next(step)
     clock = {name: [] for name in steps}
@@ -154,34 +152,17 @@ def sampled(rounds):
     return [min(clock), statistics.median(clock)]
 
 
-def memory():
-    """The resident memory of this process in megabytes: now, and at most since the last `forget`."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    held = dict(line.split(":", 1) for line in lines)
-    return [int(held[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM")]
-
-
 def megabytes(name, batch, seed):
-    """Run in a process of its own: by how much a few steps raise the largest memory over what was held."""
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    step = METHODS[name](*drawn(8, seed))
-    next(step)  # what is loaded on the way is not counted
-    data = drawn(batch, seed)
-    step = METHODS[name](*data)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = memory()[0]
-    for _ in range(STEPS):
-        next(step)
-    return memory()[1] - before
-
-
-def measured(name, batch, seed):
-    if not Path("/proc/self/clear_refs").exists():
-        return None
-    code = f"import runpy; print(runpy.run_path({__file__!r})['megabytes']({name!r}, {batch}, {seed}))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(found.stdout.splitlines()[-1])
+    """The most that tensors hold in the first steps of a run, beyond the weights and the data it is given."""
+    step = METHODS[name](network(), *drawn(batch, seed))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        for _ in range(STEPS):
+            next(step)
+    events = profiler.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    return (
+        max(itertools.accumulate(size for _, size in sorted(changes, key=lambda change: change[0]))) / 2**20
+    )
 
 
 def run(setting, seed):
@@ -191,10 +172,8 @@ def run(setting, seed):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             seconds = timed(batch, setting["rounds"], seed)
+            sampling = sampled(setting["rounds"])
+            held = {name: megabytes(name, batch, seed) for name in tried(batch)}
     finally:
         torch.set_num_threads(before)
-    return {
-        "seconds": seconds,
-        "sampling": sampled(setting["rounds"]),
-        "megabytes": {name: measured(name, batch, seed) for name in tried(batch)},
-    }
+    return {"seconds": seconds, "sampling": sampling, "megabytes": held}

@@ -308,6 +308,7 @@ def train_privately(
         sums = _summed(network, weights, inputs, labels, batch, plan)
         _add_noise(sums, deviations, noisy)
         _descend(weights, sums, velocities, divisor, rate, momentum)
+        del sums  # before the next forward pass
         projected = plan.project_every is not None and step % plan.project_every == 0
         if projected:
             _project(network)

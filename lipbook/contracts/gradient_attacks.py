@@ -17,7 +17,7 @@ from lipbook.contracts.losses import loss_gradient_norm
 from lipbook.contracts.pairs import lengths, shown, start_points
 
 _REACH = (1.0, 0.1, 10.0)
-_ROUNDING = 2.0**-40
+_LONGEST = 5  # pairs with the longest gradients, which are tried at every size
 
 
 def attack_output_norm(target) -> float:
@@ -73,7 +73,8 @@ def attack_gradients(target) -> dict[str, float]:
     for scale in _REACH:
         allowed = parameter_gradient_norm(layer, scale, 1 / scale, target.shape)
         unshaped = _without_shape(layer, scale, allowed)
-        for one, other in zip(x, g):
+        count = len(x) if scale == 1.0 else _LONGEST
+        for one, other in zip(x[:count], g[:count]):
             gradients = _gradients(twin, weights, scale * one, other / scale)
             for name, gradient in zip(told, gradients):
                 size = torch.linalg.vector_norm(gradient).item()
@@ -121,10 +122,11 @@ def _candidates(shape, generator):
 
 
 def _ascended_pairs(layer, weights, x, g, steps=4):
-    """The given pairs, and the best of them moved uphill: in turns x, for which g is kept, and g."""
+    """The best of the given pairs, moved uphill, and then the pairs themselves, the best first."""
     sizes = torch.stack([_total(_gradients(layer, weights, *pair)) for pair in zip(x, g)]).detach()
-    k = sizes.nan_to_num(0.0, 0.0, 0.0).argmax()
-    one, other = x[k], g[k]
+    order = sizes.nan_to_num(0.0, 0.0, 0.0).argsort(descending=True)
+    x, g = x[order], g[order]
+    one, other = x[0], g[0]
     for _ in range(steps):
         one, other = one.detach().requires_grad_(), other.detach().requires_grad_()
         with torch.enable_grad():
@@ -136,7 +138,7 @@ def _ascended_pairs(layer, weights, x, g, steps=4):
             break
         one = _of_size((one + _unit(moves[0]))[None], 1.0)[0]
         other = _of_size((other + _unit(moves[1]))[None], 1.0)[0]
-    return torch.cat([x, one.detach()[None]]), torch.cat([g, other.detach()[None]])
+    return torch.cat([one.detach()[None], x]), torch.cat([other.detach()[None], g])
 
 
 def _unit(gradient):

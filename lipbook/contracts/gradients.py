@@ -116,6 +116,7 @@ def parameter_gradient_norm(
     checked_size(cotangent_norm, "cotangent_norm")
     if input_shape is not None:
         checked_shape(input_shape)
+    refuse_backward_hooks(layer)
     trained = trained_parameters(layer)
     if not trained:
         expand(layer)  # raises if a layer inside has no contract
@@ -146,6 +147,19 @@ def checked_size(size: float, name: str) -> float:
 def trained_parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that require gradients, each once, by name."""
     return {name: weight for name, weight in layer.named_parameters() if weight.requires_grad}
+
+
+def refuse_backward_hooks(module: nn.Module) -> None:
+    """Raise where a hook may change a gradient on its way back."""
+    for part in module.modules():
+        hooks = [part._backward_hooks, part._backward_pre_hooks]
+        for weight in filter(torch.is_tensor, part._parameters.values()):
+            hooks += [weight._backward_hooks, weight._post_accumulate_grad_hooks]
+        if any(hooks):
+            raise UnsupportedLayerError(
+                f"{name_of(part)} has a backward hook, which may change gradients: remove it "
+                "(handle.remove())."
+            )
 
 
 def sum_up(*terms: float) -> float:
@@ -268,7 +282,7 @@ def _reads(layer, input_shape):
         taps = [axis.taps(size) for axis, size in zip(axes, read)]
         if transposed:
             taps = [axis[:count] for axis, count in zip(taps, windows)]
-        return math.prod(axis[axis >= 0].bincount().max().item() for axis in taps)
+        return math.prod(axis[axis >= 0].bincount(minlength=1).max().item() for axis in taps)
     if layer.padding_mode != "zeros":
         _required(layer, None)
     # Tap t of window o is pixel o stride + t dilation - padding: a pixel is read by every so many taps.

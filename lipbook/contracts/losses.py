@@ -14,7 +14,7 @@ from torch import nn
 
 from lipbook.bound import UnsupportedLayerError
 from lipbook.contracts.definitions import owner_of
-from lipbook.contracts.gradients import checked_size
+from lipbook.contracts.gradients import checked_size, refuse_backward_hooks
 from lipbook.contracts.guard import attribute, guard, name_of, refusal, require_layer
 
 _ROOT_OF_TWO = math.nextafter(math.sqrt(2), math.inf)
@@ -49,6 +49,7 @@ def loss_gradient_norm(loss: nn.Module) -> float:
             "lipbook.contracts.check(loss, (classes,))."
         )
     guard(loss, owner)
+    refuse_backward_hooks(loss)
     return checked_size(_loss_gradient_norm.dispatch(owner)(loss), f"the gradient norm of {name_of(loss)}")
 
 

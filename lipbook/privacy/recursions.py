@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from lipbook.contracts import loss_gradient_norm
-from lipbook.contracts.gradients import checked_size, gradients_of, product_up, recursion, sum_up
+from lipbook.contracts.gradients import (
+    checked_size,
+    gradients_of,
+    product_up,
+    recursion,
+    refuse_backward_hooks,
+    sum_up,
+)
 from lipbook.contracts.guard import finite_attribute, guard, refusal
 
 
@@ -70,6 +77,7 @@ def sensitivity(
         raise TypeError(f"model must be an nn.Sequential, got {type(model).__name__}: put its layers in one.")
     if checked_size(input_norm, "input_norm") == 0:
         raise ValueError("input_norm must be positive, got 0: what norm do the inputs have at most?")
+    refuse_backward_hooks(model)
     chain = _leaves(model)
     input_shape = input_shape or _vectors(chain)
     cotangent = loss_gradient_norm(loss)

@@ -142,6 +142,43 @@ def test_a_weight_that_is_computed_from_parameters_is_refused(layer):
         parameter_gradient_norm(layer.eval(), 1.0, 1.0, (4,))
 
 
+def _times_ten(gradient):
+    return 10 * gradient
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda model: model.register_full_backward_hook(lambda layer, into, out: (10 * into[0],)),
+        lambda model: model[1].register_full_backward_pre_hook(lambda layer, out: (10 * out[0],)),
+        lambda model: model[0].weight.register_hook(_times_ten),
+        lambda model: model[0].weight.register_post_accumulate_grad_hook(lambda weight: weight.grad.mul_(10)),
+    ],
+    ids=["layer", "layer before", "weight", "weight after"],
+)
+def test_a_hook_that_changes_gradients_is_refused(hook):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2))
+    handle = hook(model)
+    with pytest.raises(UnsupportedLayerError, match="backward hook"):
+        parameter_gradient_norm(model, 1.0, 1.0, (3,))
+    handle.remove()
+    assert parameter_gradient_norm(model, 1.0, 1.0, (3,))
+
+
+def test_a_loss_whose_gradient_a_hook_changes_is_refused():
+    loss = nn.CrossEntropyLoss()
+    loss.register_full_backward_hook(lambda layer, into, out: (10 * into[0], None))
+    with pytest.raises(UnsupportedLayerError, match="backward hook"):
+        loss_gradient_norm(loss)
+
+
+def test_a_kernel_that_reads_padding_only_has_no_gradient():
+    layer = nn.Conv1d(1, 1, 1, stride=3, padding=1).double()
+    x, g = torch.randn(1, 2, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
+    assert autograd_norms(layer, x, g)["weight"] == 0
+    assert parameter_gradient_norm(layer, 1.0, 1.0, (1, 2))["weight"] == 0
+
+
 def test_the_naive_bound_of_a_cayley_layer_would_be_exceeded():
     """Why it is refused: the gradient with respect to its parameters is not that of its weight."""
     torch.manual_seed(0)

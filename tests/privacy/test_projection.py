@@ -56,10 +56,9 @@ def test_the_norm_is_at_most_one_at_every_singular_value(scale, dtype):
 
 def test_sums_that_are_all_rounded_one_way_do_not_break_the_norm():
     """Equal entries: every partial sum is rounded alike, and the error of the Gram matrix adds up."""
-    for n in (1000, 20_000):
-        for entry in torch.linspace(0.9, 1.1, 21):
-            row = torch.full((1, n), entry.item() / math.sqrt(n))
-            assert row.double().norm() < 1.2
+    for n in (1000, 50_000):
+        for size in torch.linspace(1 - 3e-4, 1 + 3e-4, 21, dtype=torch.float64):
+            row = torch.full((1, n), size.item() / math.sqrt(n))
             assert contracted(row).double().norm() <= 1
 
 

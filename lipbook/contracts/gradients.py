@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
 from lipbook.bound import UnsupportedLayerError, as_float64
@@ -155,7 +156,7 @@ def refuse_backward_hooks(module: nn.Module) -> None:
         hooks = [part._backward_hooks, part._backward_pre_hooks]
         for weight in filter(torch.is_tensor, part._parameters.values()):
             hooks += [weight._backward_hooks, weight._post_accumulate_grad_hooks]
-        if any(hooks):
+        if any(hooks) or torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
             raise UnsupportedLayerError(
                 f"{name_of(part)} has a backward hook, which may change gradients: remove it "
                 "(handle.remove())."

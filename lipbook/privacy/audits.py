@@ -171,7 +171,11 @@ def _checked_bound(bound, model):
     missing = [name for name in names if name not in bound.per_parameter]
     if missing:
         raise ValueError(f"bound says nothing of {missing[0]!r}: give it one number for each parameter.")
-    return {name: float(bound.per_parameter[name]) for name in names}
+    limits = {name: bound.per_parameter[name] for name in names}
+    for name, limit in {**limits, "total": bound.total}.items():
+        if not _number(limit, f"the bound of {name}") >= 0:
+            raise ValueError(f"the bound of {name} must be at least 0, as norms are, got {limit}.")
+    return {name: float(limit) for name, limit in limits.items()}
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from lipbook.bound import UnsupportedLayerError
 from lipbook.contracts import expand, loss_gradient_norm
+from lipbook.contracts.gradients import refuse_backward_hooks
 from lipbook.contracts.guard import name_of
 from lipbook.training.checks import checked_set, require_fit, require_parts
 
@@ -99,13 +100,14 @@ def dense_chain(model: nn.Module) -> tuple[tuple[str, nn.Module], ...]:
     """(name, layer) of every layer in nested Sequentials, in order, if only `nn.Linear` layers are trained.
 
     Raises:
-        UnsupportedLayerError: another layer has parameters that are trained, a layer is used twice, or a
-            layer has no contracts.
+        UnsupportedLayerError: another layer has parameters that are trained, a layer is used twice, has no
+            contracts, or has a hook that may change gradients.
         TypeError: the model is no `nn.Sequential`.
     """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model must be an nn.Sequential, got {type(model).__name__}: put its layers in one.")
     expand(model)  # the guard looks at every layer
+    refuse_backward_hooks(model)
     chain = tuple(_leaves(model))
     trained = [weight for _, layer in chain for weight in layer.parameters() if weight.requires_grad]
     if len({id(weight) for weight in trained}) < len(trained):

@@ -35,12 +35,19 @@ class SampleGradients:
         x, y = inputs[:4].cpu().double(), labels[:4].cpu()
         require_fit(self.twin, x, labels, "audited")
         self.classes = self.twin(x[:1].clone()).shape[1]
-        self.is_mean = True
-        self.is_mean = self._reads_a_mean()
+        self.is_mean, self.is_smooth = True, True
+        self.is_mean, self.is_smooth = self._reads_a_mean(), self._has_second_derivatives()
         self.require_independence(x, y)
+        first = {id(p): name for name, p in self.twin.named_parameters()}
+        self.places = {
+            f"{path}.{name}".removeprefix("."): first[id(p)]
+            for path, layer in self.twin.named_modules()
+            for name, p in layer._parameters.items()
+            if p is not None
+        }
         self.dense = self._dense_layers(x)
         one_by_one = self._one_by_one(x[:2], y[:2])
-        if not torch.allclose(self.norms(x[:2], y[:2]), one_by_one, rtol=1e-6, atol=1e-12):
+        if not _same(self.norms(x[:2], y[:2]), one_by_one):
             self.dense = set()  # one of their weights is read elsewhere too
         formed = [p.numel() for name, p in self.twin.named_parameters() if self._is_formed(name)]
         self.chunk = max(1, min(_CHUNK, _ENTRIES // max(1, sum(formed))))
@@ -84,7 +91,7 @@ class SampleGradients:
                 "the loss must give one number that depends on the logits, the mean or the sum over the "
                 f"batch, got {value!r}: use reduction='mean'."
             )
-        gradient = torch.autograd.grad(value, z, create_graph=differentiable)[0]
+        gradient = torch.autograd.grad(value, z, create_graph=differentiable and self.is_smooth)[0]
         return gradient * len(y) if self.is_mean else gradient
 
     def require_independence(self, x, y):
@@ -92,7 +99,7 @@ class SampleGradients:
         with torch.no_grad():
             together = self.twin(torch.cat([x, x / 2]))[: len(x)]
             alone = torch.cat([self.twin(row[None].clone()) for row in x])
-        if not torch.allclose(together, alone, rtol=1e-6, atol=1e-9):
+        if not _same(together, alone):
             raise ValueError(
                 "a sample's logits depend on the other samples of its batch, or on chance, so that it has no "
                 "gradient of its own: take out what averages over the batch, and call model.eval()."
@@ -105,14 +112,25 @@ class SampleGradients:
         """Whether the loss is the mean of one for each sample, rather than the sum."""
         generator = torch.Generator("cpu").manual_seed(0)
         logits = torch.randn(16, self.classes, generator=generator, dtype=torch.float64)
+        logits *= torch.logspace(-1, 4, 16, dtype=torch.float64)[:, None]  # a hinge is flat at small ones
         y = torch.arange(16) % self.classes
         once, twice = (self.cotangents(logits.repeat(k, 1), y.repeat(k)) / (16 * k) for k in (1, 2))
-        return not torch.allclose(once[:16], twice[:16], rtol=1e-6)
+        return bool(twice[:16].norm() < 0.75 * once.norm())
+
+    def _has_second_derivatives(self):
+        """Whether torch has those of the loss: it has none of nn.MultiMarginLoss, where they are 0."""
+        z = torch.zeros(1, self.classes, dtype=torch.float64, requires_grad=True)
+        g = self.cotangents(z, torch.zeros(1, dtype=torch.int64), differentiable=True)
+        try:
+            torch.autograd.grad(g.sum(), z, materialize_grads=True, allow_unused=True)
+        except RuntimeError:
+            return False
+        return True
 
     def _require_own_losses(self, logits, y):
         together = self.cotangents(logits, y)
         alone = torch.cat([self.cotangents(logits[i : i + 1], y[i : i + 1]) for i in range(len(y))])
-        if not torch.allclose(together, alone, rtol=1e-6, atol=1e-9):
+        if not _same(together, alone):
             raise ValueError(
                 "the loss of a sample depends on the other samples of its batch, so that it has no gradient "
                 "of its own: use one that is the mean or the sum of a loss of each sample."
@@ -145,13 +163,19 @@ class SampleGradients:
         rows = []
         with torch.enable_grad():
             for row, g in zip(x, self.cotangents(self.twin(x.clone()), y)):
-                logits = functional_call(self.twin, copies, (row[None].clone(),))
+                logits = self._called(copies, row)
                 gradients = torch.autograd.grad(logits, [*copies.values()], g[None], materialize_grads=True)
                 rows.append(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
         return torch.stack(rows)
 
     def _is_formed(self, name):
         return name in self.names and name.rpartition(".")[0] not in self.dense
+
+    def _called(self, chosen, row):
+        """The logits (1, classes) of one sample, with these parameters wherever they are used."""
+        used = {place: chosen[name] for place, name in self.places.items() if name in chosen}
+        # torch's own tying would leave them in a layer that the model holds twice.
+        return functional_call(self.twin, used, (row[None].clone(),), tie_weights=False)
 
     def _formed(self, x, g):
         parameters = dict(self.twin.named_parameters())
@@ -160,10 +184,14 @@ class SampleGradients:
             return {}
 
         def output(chosen, row, cotangent):
-            return (functional_call(self.twin, chosen, (row[None].clone(),))[0] * cotangent).sum()
+            return (self._called(chosen, row)[0] * cotangent).sum()
 
         gradients = vmap(grad(output), in_dims=(None, 0, 0))(formed, x, g)
         return {name: torch.linalg.vector_norm(g.flatten(1), dim=1) for name, g in gradients.items()}
+
+
+def _same(one, other):
+    return torch.allclose(one, other, rtol=1e-6, atol=1e-9 * other.abs().max().item())
 
 
 def _keep(calls, path):
@@ -196,7 +224,9 @@ def longest_gradients(
         if step % 10 == 0:
             y = _worst_labels(gradients, x.detach(), y, goals, generator)
         norms = gradients.norms(x, y, differentiable=True)
-        reached = norms.detach().nan_to_num(0.0, posinf=0.0)
+        reached = norms.detach()
+        if not torch.isfinite(reached).all():
+            raise ValueError("a gradient that the search met is NaN or infinite: mend the model or the loss.")
         longest = torch.maximum(longest, reached.amax(dim=0))
         largest = max(largest, torch.linalg.vector_norm(reached, dim=1).amax().item())
         if step == steps or not norms.requires_grad:

@@ -68,8 +68,8 @@ def sensitivity(
             their `lipschitz` contract. The caller answers for them.
 
     Raises:
-        UnsupportedLayerError: a layer or the loss has no contract.
-        ValueError, TypeError: such a norm or shape, no layer that is trained, a model that is no Sequential.
+        UnsupportedLayerError: a layer or the loss has no contract, or a hook that may change gradients.
+        ValueError, TypeError: no such norm or shape, no layer that is trained, a model that is no Sequential.
 
     Chapter: privacy/without-clipping.
     """
@@ -79,7 +79,7 @@ def sensitivity(
         raise ValueError("input_norm must be positive, got 0: what norm do the inputs have at most?")
     refuse_backward_hooks(model)
     chain = _leaves(model)
-    input_shape = input_shape or _vectors(chain)
+    input_shape = _vectors(chain) if input_shape is None else input_shape
     cotangent = loss_gradient_norm(loss)
     steps = recursion(chain, input_norm, cotangent, input_shape, _checked_norms(norms, chain))
     bounds = gradients_of(steps, model)

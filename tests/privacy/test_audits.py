@@ -214,6 +214,54 @@ def test_a_loss_that_weighs_samples_by_how_many_there_are_of_their_class_is_refu
         audit_gradients(model, by_class, on_sphere(6, 4), torch.zeros(6).long(), 1.0, unit_bound(model))
 
 
+@pytest.mark.parametrize("wrong", [math.nan, -1.0])
+def test_a_bound_that_no_norm_could_exceed_is_refused(wrong):
+    model, x, y = filled(nn.Linear(4, 3)), on_sphere(5, 4), classes(5)
+    total = dataclasses.replace(unit_bound(model), total=wrong)
+    one = dataclasses.replace(unit_bound(model), per_parameter={"weight": 1.0, "bias": wrong})
+    for bound, name in ((total, "total"), (one, "bias")):
+        with pytest.raises(ValueError, match=f"{name} (must be at least 0|is NaN)"):
+            audit_gradients(model, LOSS, x, y, 1.0, bound)
+
+
+def test_a_layer_that_is_used_twice_is_searched_too():
+    model, x, y = filled(tied()), on_sphere(9, 4), classes(9)
+    truth = gradients_one_by_one(model, LOSS, x, y)["0.weight"].max().item()
+    found = audit_gradients(model, LOSS, x, y, 1.0, search_steps=2)
+    assert truth <= found.per_parameter["0.weight"] * sensitivity(model, LOSS, 1.0).per_parameter["0.weight"]
+    assert not found.violations
+
+
+def test_a_loss_without_second_derivatives_is_searched_too():
+    model, x, y = filled(nn.Sequential(nn.Linear(4, 3))), on_sphere(9, 4), classes(9)
+    data, search = (audit_gradients(model, nn.MultiMarginLoss(), x, y, 1.0, None, k) for k in (0, 2))
+    assert 0 < data.largest <= search.largest <= search.bound
+
+
+class Hinge(nn.Module):
+    """Flat where no logit is above 50."""
+
+    def forward(self, logits, labels):
+        return (logits - 50).relu().sum(dim=1).mean()
+
+
+@pytest.mark.parametrize("loss, scale", [(ClippedGradient(LOSS, 1e-12), 1.0), (Hinge(), 300.0)])
+def test_the_mean_of_losses_that_are_tiny_or_flat_is_not_read_as_their_sum(loss, scale):
+    model, x, y = filled(nn.Linear(4, 3), scale=scale), on_sphere(9, 4), classes(9)
+    truth = gradients_one_by_one(model, loss, x, y)["weight"].max().item()
+    assert truth > 0
+    found = audit_gradients(model, loss, x, y, 1.0, unit_bound(model))
+    assert found.per_parameter["weight"] == pytest.approx(truth, rel=1e-9)
+
+
+def test_an_infinite_gradient_in_the_search_is_not_passed_over():
+    model, x, y = filled(nn.Sequential(nn.Linear(4, 3))), on_sphere(9, 4), classes(9)
+    gradients = per_sample.SampleGradients(model, LOSS, ["0.weight", "0.bias"], x, y)
+    gradients.norms = lambda *_, **__: torch.full((len(x) + 32, 2), math.inf, dtype=torch.float64)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        per_sample.longest_gradients(gradients, x, y, 1.0, steps=1, seed=0)
+
+
 def test_an_audit_leaves_the_model_and_the_random_state_alone():
     model = filled(nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3))).float()
     x, y = on_sphere(6, 4).float(), classes(6)

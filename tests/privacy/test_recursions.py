@@ -10,7 +10,7 @@ from torch import nn
 from lipbook import UnsupportedLayerError
 from lipbook.contracts import check, loss_gradient_norm
 from lipbook.layers import MaxMin, OrthogonalLinear, ToBall, ToSphere
-from lipbook.privacy import ClippedGradient, sensitivity
+from lipbook.privacy import ClippedGradient, gradient_norms, sensitivity
 from lipbook.training import OffsetCrossEntropy
 
 CE = nn.CrossEntropyLoss()
@@ -132,6 +132,28 @@ def test_frozen_parameters_are_left_out_and_reading_changes_nothing():
 def test_what_has_no_sensitivity_is_refused(model, loss, norm, shape, error, message):
     with pytest.raises(error, match=message):
         sensitivity(model, loss, norm, shape)
+
+
+def test_a_hook_that_changes_gradients_is_refused():
+    everywhere = nn.modules.module.register_module_full_backward_hook(lambda *_: None)
+    try:
+        with pytest.raises(UnsupportedLayerError, match="backward hook"):
+            sensitivity(orthogonal(4, 3), CE, 1.0)
+    finally:
+        everywhere.remove()
+    model = orthogonal(4, 4, 3)
+    model[1].register_full_backward_hook(lambda layer, inner, outer: tuple(100 * g for g in inner))
+    for read in (
+        lambda: sensitivity(model, CE, 1.0),
+        lambda: gradient_norms(model, CE, torch.zeros(1, 4).double(), torch.zeros(1).long()),
+    ):
+        with pytest.raises(UnsupportedLayerError, match="backward hook"):
+            read()
+
+
+def test_an_empty_shape_is_no_shape_of_a_sample():
+    with pytest.raises(ValueError, match="positive integers"):
+        sensitivity(orthogonal(4, 3), CE, 1.0, ())
 
 
 def test_nan_weights_are_refused():

@@ -1154,10 +1154,10 @@ MUTANTS = [
         "tests/privacy/test_release.py",
     ),
     Mutant(
-        "privacy/release.py",
+        "privacy/records.py",
         "if len(self.releases) != self.steps:",
         "if False:",
-        "tests/privacy/test_release.py",
+        "tests/privacy/test_records.py",
     ),
     Mutant(
         "privacy/projection.py",

@@ -7,8 +7,9 @@ from lipbook.privacy.accountant import epsilon, epsilon_of, noise_multiplier
 from lipbook.privacy.audits import audit_gradients, audit_run
 from lipbook.privacy.clipping import gradient_norms
 from lipbook.privacy.features import OrientedGradients, Scattering
+from lipbook.privacy.records import Record, Release
 from lipbook.privacy.recursions import ClippedGradient, Sensitivity, sensitivity
-from lipbook.privacy.release import Record, Release, fit
+from lipbook.privacy.release import fit
 
 __all__ = [
     "ClippedGradient",

@@ -6,7 +6,8 @@ free: dividing, momentum, projecting the weights, averaging them, the next sensi
 
 The noise is of simulation grade: a floating-point Gaussian of a seeded generator. A deployment needs a
 cryptographic generator, and a sampler whose values leave no holes (chapter privacy/dp-sgd). Gradients are
-sums in floating point too, so that a bound may be exceeded by some units in the last place.
+sums in floating point too, so that a bound may be exceeded by some units in the last place of the sum: half
+precision, where that can be more than the sensitivity, is refused.
 
 Source: Abadi et al., "Deep learning with differential privacy", CCS 2016; Béthune et al., "DP-SGD without
 clipping: the Lipschitz neural network way", ICLR 2024. Chapter: privacy/without-clipping.
@@ -14,21 +15,19 @@ clipping: the Lipschitz neural network way", ICLR 2024. Chapter: privacy/without
 
 import copy
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lipbook.bound import CertificateError, outward
 from lipbook.contracts import lipschitz, loss_gradient_norm
 from lipbook.contracts.gradients import trained_parameters
 from lipbook.layers import ToBall, ToSphere
-from lipbook.privacy.accountant import epsilon_of, noise_multiplier
+from lipbook.privacy.accountant import noise_multiplier
 from lipbook.privacy.clipping import clipped_sum, dense_chain
 from lipbook.privacy.projection import contracted, nearest_semiorthogonal
+from lipbook.privacy.records import ADJACENCY, Record, Release, checked_number, sealed, weights_digest
 from lipbook.privacy.recursions import sensitivity
 from lipbook.privacy.sampling import chunks, poisson_batch
 from lipbook.training.checks import (
@@ -40,9 +39,7 @@ from lipbook.training.checks import (
     require_parts,
     require_schedule,
 )
-from lipbook.training.digests import digest
 
-ADJACENCY = "add/remove"
 _ACCOUNTANT = "pld"
 _CHUNK = 8192  # samples whose gradients are summed at once
 _SPARE = 1 + 1e-12  # of the noise: its ratio to the sensitivity is never rounded below the multiplier
@@ -50,117 +47,6 @@ _ALL = "all parameters"
 _SCHEDULES = {"linear": lambda done: 1 - done, "constant": lambda done: 1.0}
 _SCALES = {"sphere": ToSphere, "ball": ToBall}
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
-
-
-@dataclass(frozen=True)
-class Release:
-    """What one step released: sums of gradients plus Gaussian noise, group by group, from one batch.
-
-    `sensitivities` are the norms of what one record can add to each group of parameters, and
-    `standard_deviations` those of the noise on each coordinate of it.
-    """
-
-    groups: tuple[str, ...]
-    sensitivities: tuple[float, ...]
-    standard_deviations: tuple[float, ...]
-
-    def __post_init__(self):
-        columns = {part.name: getattr(self, part.name) for part in fields(self)}
-        for name, column in columns.items():
-            if not isinstance(column, tuple) or not column or len(column) != len(self.groups):
-                raise ValueError(f"{name} must be a tuple with one entry for each group, got {column!r}.")
-        for name in ("sensitivities", "standard_deviations"):
-            for number in columns[name]:
-                if _number(number, name) < 0:
-                    raise ValueError(f"{name} must be at least 0, got {number}.")
-
-    @property
-    def multipliers(self) -> tuple[float, ...]:
-        """Noise in units of the sensitivity; a group to which nothing can be added has none."""
-        pairs = zip(self.sensitivities, self.standard_deviations, strict=True)
-        return tuple(deviation / size for size, deviation in pairs if size > 0)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a run of `fit` claims, and what it released.
-
-    The claim: the releases together, and so the returned model, are (`epsilon`, `delta`)-differentially
-    private for data sets that differ in one record (`adjacency`). It rests on Poisson sampling with
-    `sampling_rate`, at every step anew; no size of a batch is recorded, since those are private. `releases`
-    has one entry a step, `noise_multiplier` is what each of them keeps to, `accountant` computed it, and
-    `weights` is a digest of the returned model.
-    """
-
-    epsilon: float
-    delta: float
-    sampling_rate: float
-    steps: int
-    noise_multiplier: float
-    adjacency: str
-    accountant: str
-    releases: tuple[Release, ...] = field(repr=False)
-    weights: str = field(repr=False)
-    seal: str = field(repr=False, default="")
-
-    def __post_init__(self):
-        for name in ("epsilon", "delta", "sampling_rate", "noise_multiplier"):
-            _number(getattr(self, name), name, above=0)
-        for name in ("adjacency", "accountant", "weights", "seal"):
-            if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a str, got {getattr(self, name)!r}.")
-        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 1:
-            raise ValueError(f"steps must be an int of at least 1, got {self.steps!r}.")
-        if not isinstance(self.releases, tuple) or not all(isinstance(r, Release) for r in self.releases):
-            raise TypeError(f"releases must be a tuple of Release, got {type(self.releases).__name__}.")
-
-    def recompute(self, accountant: str | None = None) -> float:
-        """What the releases cost: an epsilon at `delta`, from their sensitivities and noise alone.
-
-        Args:
-            accountant: "pld" or "rdp"; None is the record's own.
-        """
-        method = self.accountant if accountant is None else accountant
-        counts = Counter(release.multipliers for release in self.releases)
-        return epsilon_of(list(counts.items()), self.sampling_rate, self.delta, method)
-
-    def verify(self, model: nn.Module | None = None) -> "Record":
-        """Prove the claim from the releases, and return the record.
-
-        Args:
-            model: if given, it must have the weights that `fit` returned with this record.
-
-        Raises:
-            CertificateError: the releases cost more than `epsilon`, the record contradicts itself or was
-                changed, or the model is another one.
-
-        It proves the arithmetic of the record. That the batches were drawn, and the noise was added, as it
-        says, is for an audit (`audit_run`) or the code to show.
-        """
-        if self.adjacency != ADJACENCY:
-            raise CertificateError(
-                f"the record claims {self.adjacency!r}: the sensitivities are those of {ADJACENCY!r}."
-            )
-        if len(self.releases) != self.steps:
-            raise CertificateError(
-                f"the record claims {self.steps} steps and holds {len(self.releases)} releases."
-            )
-        for step, release in enumerate(self.releases, 1):
-            _require_noise(step, release, self.noise_multiplier)
-        try:
-            cost = self.recompute()
-        except (ValueError, TypeError) as error:
-            raise CertificateError(f"the record cannot be accounted for: {error}") from error
-        if not cost <= self.epsilon:
-            raise CertificateError(
-                f"the releases cost epsilon {outward(cost, 'upper')} at delta {self.delta:g}, and the record "
-                f"claims {self.epsilon:g}."
-            )
-        if self.seal != _seal(self):
-            raise CertificateError("the record is not as fit left it: one of its fields was changed.")
-        if model is not None and _weights(model) != self.weights:
-            raise CertificateError("the model has other weights than the one that this record belongs to.")
-        return self
 
 
 def fit(
@@ -232,10 +118,15 @@ def fit(
     require_numbers(steps, seed, 1, lr, 0)
     require_schedule(schedule, tuple(_SCHEDULES))
     _require_options(noise, clip, scale, momentum, averaging, project_every)
-    input_norm = _number(input_norm, "input_norm", above=0)
+    input_norm = checked_number(input_norm, "input_norm", above=0)
     require_parts(model, loss)
     loss_gradient_norm(loss)
     inputs, labels = checked_set(train, "train")
+    if inputs.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"the train inputs have the dtype {inputs.dtype}, in which rounding may move a sum of gradients "
+            "by more than its sensitivity: use torch.float32 for them and the model."
+        )
     with torch.inference_mode(False):
         network = copy.deepcopy(model).eval()
         network.zero_grad()
@@ -262,8 +153,7 @@ def fit(
         network.zero_grad()
     trained = nn.Sequential(scaling, *network).eval()
     claimed = float(epsilon), float(delta), float(sampling_rate), steps, multiplier, ADJACENCY, _ACCOUNTANT
-    record = Record(*claimed, tuple(releases), _weights(trained))
-    return trained, Record(*claimed, tuple(releases), record.weights, _seal(record))
+    return trained, sealed(Record(*claimed, tuple(releases), weights_digest(trained)))
 
 
 class Plan(NamedTuple):
@@ -395,53 +285,26 @@ def _average(average, network, decay, step):
         average[name].lerp_(weight, share)
 
 
-def _require_noise(step, release, multiplier):
-    inverse = math.fsum((1 / part) ** 2 if part > 0 else math.inf for part in release.multipliers)
-    if inverse * multiplier**2 > 1:
-        raise CertificateError(
-            f"step {step} has noise of {math.sqrt(1 / inverse):.6g} times the sensitivity, and the record "
-            f"claims {multiplier:.6g}."
-        )
-
-
-def _seal(record):
-    kept = [getattr(record, part.name) for part in fields(record) if part.name != "seal"]
-    return digest(*kept)
-
-
-def _weights(model):
-    return digest({name: tensor for name, tensor in model.state_dict().items()})
-
-
 def _require_options(noise, clip, scale, momentum, averaging, project_every):
     if noise not in ("global", "per layer"):
         raise ValueError(f'noise must be "global" or "per layer", got {noise!r}.')
     if scale not in tuple(_SCALES):
         raise ValueError(f'scale must be "sphere" or "ball", got {scale!r}.')
     if clip is not None:
-        _number(clip, "clip", above=0)
+        checked_number(clip, "clip", above=0)
         if noise != "global":
             raise ValueError(
                 f"noise {noise!r} does not go with clip={clip}, which clips the whole gradient of a sample: "
                 'its noise is "global".'
             )
     for name, share in (("momentum", momentum), ("averaging", averaging)):
-        if not _number(share, name) < 1 or share < 0:
+        if not checked_number(share, name) < 1 or share < 0:
             raise ValueError(f"{name} must be at least 0 and below 1, got {share}.")
     if project_every is not None:
         if isinstance(project_every, bool) or not isinstance(project_every, int):
             raise TypeError(f"project_every must be None or an int, got {project_every!r}.")
         if project_every < 1:
             raise ValueError(f"project_every must be at least 1, got {project_every}: None is never.")
-
-
-def _number(value, name, above=-math.inf):
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r} of type {type(value).__name__}.")
-    if not above < value < math.inf:
-        least = "finite" if above == -math.inf else "positive and finite"
-        raise ValueError(f"{name} must be {least}, got {value}.")
-    return float(value)
 
 
 def _shown(stepped, steps, progress):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 import lipbook
-from lipbook.privacy import Sensitivity
+from lipbook.privacy.recursions import Sensitivity
 
 ONE = torch.ones(3)
 EYE = torch.eye(3)

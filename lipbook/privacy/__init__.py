@@ -8,7 +8,7 @@ from lipbook.privacy.audits import audit_gradients, audit_run
 from lipbook.privacy.clipping import gradient_norms
 from lipbook.privacy.features import OrientedGradients, Scattering
 from lipbook.privacy.records import Record, Release
-from lipbook.privacy.recursions import ClippedGradient, Sensitivity, sensitivity
+from lipbook.privacy.recursions import ClippedGradient, sensitivity
 from lipbook.privacy.release import fit
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "Record",
     "Release",
     "Scattering",
-    "Sensitivity",
     "audit_gradients",
     "audit_run",
     "epsilon",

@@ -15,7 +15,8 @@ from torch import nn
 from lipbook import UnsupportedLayerError
 from lipbook.contracts.variants import changed_between, snapshot
 from lipbook.layers import MaxMin, OrthogonalLinear, ToBall
-from lipbook.privacy import ClippedGradient, Sensitivity, audit_gradients, audit_run, per_sample, sensitivity
+from lipbook.privacy import ClippedGradient, audit_gradients, audit_run, per_sample, sensitivity
+from lipbook.privacy.recursions import Sensitivity
 from lipbook.training import OffsetCrossEntropy
 
 LOSS = nn.CrossEntropyLoss()

@@ -32,12 +32,12 @@ EDGES = [0.1 * k for k in range(51)]
 
 
 @functools.cache
-def features():
+def features(records=None):
     data, layer = fashion_mnist(), OrientedGradients(contrast=CONTRAST)
-    parts = (data.train_inputs, data.test_inputs)
+    parts = (data.train_inputs[:records], data.test_inputs[:records])
     with torch.no_grad():
         train, test = (torch.cat([layer(some) for some in part.split(5000)]) for part in parts)
-    return train, data.train_labels, test, data.test_labels
+    return train, data.train_labels[:records], test, data.test_labels[:records]
 
 
 def private_head(train, classes, clip, radius, path, seed, steps):
@@ -64,8 +64,7 @@ def accuracy(model, inputs, labels):
 
 
 def run(setting, seed):
-    train, labels, test, test_labels = features()
-    train, labels = train[: setting.get("records")], labels[: setting.get("records")]
+    train, labels, test, test_labels = features(setting.get("records"))
     if setting["features"] == "on a sphere":
         train, test = F.normalize(train), F.normalize(test)
     constants = math.sqrt(2) * train.norm(dim=1)

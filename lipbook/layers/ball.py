@@ -70,8 +70,12 @@ class ToSphere(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, ...) to the same shape."""
-        sizes = _sizes(inputs)
-        return inputs * (self.radius / torch.where(sizes == 0, self.radius, sizes))
+        scale = _largest(inputs)
+        directions = (
+            inputs / scale
+        )  # of norm 1 at least, so that no quotient of the smallest floats overflows
+        sizes = torch.linalg.vector_norm(directions.flatten(1), dim=1).reshape(scale.shape)
+        return directions * (self.radius / torch.where(sizes == 0, self.radius, sizes))
 
     def extra_repr(self):
         return f"radius={self.radius}"
@@ -87,11 +91,14 @@ def _checked_radius(radius):
 
 def _sizes(inputs):
     """The norm of each sample, shaped to stand beside it; of squares that neither overflow nor vanish."""
-    flat = inputs.flatten(1)
-    largest = flat.detach().abs().amax(1, keepdim=True)
-    scale = torch.where(largest > 0, largest, torch.ones_like(largest))
-    sizes = scale * torch.linalg.vector_norm(flat / scale, dim=1, keepdim=True)
-    return sizes.reshape(-1, *[1] * (inputs.ndim - 1))
+    scale = _largest(inputs)
+    return scale * torch.linalg.vector_norm((inputs / scale).flatten(1), dim=1).reshape(scale.shape)
+
+
+def _largest(inputs):
+    """The largest size of an entry of each sample, 1 where all are 0, shaped to stand beside it."""
+    largest = inputs.detach().flatten(1).abs().amax(1)
+    return torch.where(largest > 0, largest, 1.0).reshape(-1, *[1] * (inputs.ndim - 1))
 
 
 def _refuse_radius(layer):

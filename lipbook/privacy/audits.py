@@ -280,7 +280,7 @@ def _claimed_epsilon(claimed, delta):
                 f"the record claims its epsilon at delta {claimed.delta}, and nothing at {delta}: audit it "
                 "at its own delta, or a larger one."
             )
-        return claimed.epsilon
+        claimed = claimed.epsilon
     epsilon = _number(claimed, "claimed")
     if not epsilon >= 0:
         raise ValueError(f"claimed must be an epsilon, at least 0, got {epsilon}.")

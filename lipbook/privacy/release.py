@@ -271,7 +271,7 @@ def _project(network, start=False):
 def _lone_linears(network, prefix=""):
     """The names of the trained `nn.Linear` layers with only `nn.Sequential`s around them."""
     for name, child in network._modules.items():
-        if isinstance(child, nn.Sequential):
+        if type(child) is nn.Sequential:
             yield from _lone_linears(child, f"{prefix}{name}.")
         elif type(child) is nn.Linear and child.weight.requires_grad:
             yield f"{prefix}{name}"

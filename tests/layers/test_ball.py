@@ -51,6 +51,20 @@ def test_the_norms_are_those_promised_and_directions_stay(size):
         assert torch.allclose(sphere.double() * size / 2, x.double(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_samples_of_the_smallest_and_the_largest_floats_have_the_promised_norm(dtype):
+    info = torch.finfo(dtype)
+    x = torch.tensor(
+        [[info.tiny * info.eps, 0.0, 0.0], [-info.tiny, info.tiny, 0.0], [info.max, 0.0, info.max]],
+        dtype=torch.float64,
+    )
+    for layer in (ToBall(2.0), ToSphere(2.0)):
+        assert (layer(x.to(dtype)).double().norm(dim=1) <= 2 * (1 + 4 * info.eps)).all()
+    assert torch.allclose(
+        ToSphere(2.0)(x.to(dtype)).double().norm(dim=1), x.new_tensor(2.0), rtol=4 * info.eps
+    )
+
+
 def test_a_nan_pixel_stays_visible():
     x = torch.tensor([[math.nan, 1.0]])
     assert ToBall(1.0)(x).isnan().any() and ToSphere(1.0)(x).isnan().any()

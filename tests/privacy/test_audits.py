@@ -382,6 +382,12 @@ def test_no_guesser_of_any_mechanism_on_three_coins_beats_the_bound(seed):
                 assert reached[least] <= 1 - confidence
 
 
+def test_a_record_that_claims_no_number_is_refused():
+    coins = torch.ones(10)
+    with pytest.raises(ValueError, match="claimed must be an epsilon"):
+        audit_run(SimpleNamespace(epsilon=math.nan, delta=1e-5), coins, coins, 1e-5)
+
+
 def test_every_coin_that_was_tossed_counts_and_the_surplus_of_a_record_is_read():
     few, many = (audited(90, 100, canaries, 1e-5, 0.95).epsilon for canaries in (100, 4000))
     assert many < few

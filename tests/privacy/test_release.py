@@ -196,6 +196,16 @@ def test_steps_between_projections_use_the_norms_of_the_weights_as_they_are():
     record.verify()
 
 
+def test_a_plain_subclass_of_a_sequential_may_stand_inside():
+    class Block(nn.Sequential):
+        pass
+
+    model = nn.Sequential(Block(*network(6, 8, 8)), nn.Linear(8, 3, bias=False)).double()
+    _, record = fit(model, records(), CE, **BUDGET)
+    root = math.sqrt(2) * math.sqrt(3)
+    assert [release.sensitivities[0] for release in record.releases] == pytest.approx([root] * 4, rel=0.01)
+
+
 def test_biases_are_read_anew_at_every_step():
     _, record = fit(network(6, 8, 8, 3, bias=True), records(), CE, **BUDGET, lr=2.0)
     assert len({release.sensitivities for release in record.releases}) == 4

@@ -24,11 +24,11 @@ def attain_the_bound(attain):
         u, g = attain(b.clone(), P, X, G)
         if tuple(u.shape) != (c, P) or tuple(g.shape) != (c, P):
             return f"for a bias of {c} numbers on {P} positions both have the shape ({c}, {P})."
-        if not (abs(u.norm() - X) <= 1e-6 * X and abs(g.norm() - G) <= 1e-6 * G):
+        if not (abs(u.norm() - X) <= 1e-4 * X and abs(g.norm() - G) <= 1e-4 * G):
             return f"u has norm {u.norm():.4g} and g {g.norm():.4g}: it should be {X} and {G}."
-        if not (u + b[:, None]).norm() >= (X + b.norm() * math.sqrt(P)) * (1 - 1e-6):
+        if not (u + b[:, None]).norm() >= (X + b.norm() * math.sqrt(P)) * (1 - 1e-4):
             return "the norm of u + b can be larger: where does u have to point?"
-        if not g.sum(dim=1).norm() >= math.sqrt(P) * G * (1 - 1e-6):
+        if not g.sum(dim=1).norm() >= math.sqrt(P) * G * (1 - 1e-4):
             return "the gradient of the bias, the sum of g over the positions, can be larger."
     return None
 
@@ -75,7 +75,7 @@ def clip_a_mean(clipped):
             found = clipped(own.clone() / B, C)
             if not torch.isfinite(found).all():
                 return "a row of zeros has become something that is not finite."
-            if not torch.allclose(found, expected, rtol=1e-9, atol=1e-12):
+            if not torch.allclose(found.double(), expected, rtol=1e-4, atol=1e-9):
                 return f"with {B} samples and C = {C} it is another gradient: how long is one sample's row?"
     return None
 

@@ -2,7 +2,7 @@
 
 A dense layer whose input is x and whose output has the cotangent g, for one sample, has the gradient g x' for
 its weight and g for its bias, of norms |g| |x| and |g|. With factors c_i the sum of the samples' gradients is
-sum_i c_i g_i x_i', one matrix product, so that clipping costs no more memory than the sum itself.
+sum_i c_i g_i x_i', one matrix product, so that no sample's gradient is formed.
 
 Source: Goodfellow, "Efficient per-example gradient computations", arXiv 1510.01799; Li, Tramèr, Liang and
 Hashimoto, "Large language models can be strong differentially private learners", ICLR 2022 (ghost clipping);

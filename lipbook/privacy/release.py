@@ -6,8 +6,8 @@ free: dividing, momentum, projecting the weights, averaging them, the next sensi
 
 The noise is of simulation grade: a floating-point Gaussian of a seeded generator. A deployment needs a
 cryptographic generator, and a sampler whose values leave no holes (chapter privacy/dp-sgd). Gradients are
-sums in floating point too, so that a bound may be exceeded by some units in the last place of the sum: half
-precision, where that can be more than the sensitivity, is refused.
+sums in floating point too, so that a bound may be exceeded by some units in the last place of the sum; half
+and reduced precision, where these are large, are refused.
 
 Source: Abadi et al., "Deep learning with differential privacy", CCS 2016; Béthune et al., "DP-SGD without
 clipping: the Lipschitz neural network way", ICLR 2024. Chapter: privacy/without-clipping.
@@ -109,8 +109,9 @@ def fit(
 
     Raises:
         UnsupportedLayerError: a layer or the loss has no contract that the sensitivity needs.
-        ValueError, TypeError: a set that is empty, not finite or not what the model takes; labels that are no
-            classes; numbers out of range; unknown names; "per layer" noise with clipping.
+        ValueError, TypeError: a set that is empty, not finite, in half precision or not what the model takes;
+            labels that are no classes; numbers out of range; unknown names; "per layer" noise with clipping;
+            torch set to products of reduced precision.
         FloatingPointError: a weight became NaN or infinite.
 
     Chapter: privacy/without-clipping.
@@ -122,11 +123,7 @@ def fit(
     require_parts(model, loss)
     loss_gradient_norm(loss)
     inputs, labels = checked_set(train, "train")
-    if inputs.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"the train inputs have the dtype {inputs.dtype}, in which rounding may move a sum of gradients "
-            "by more than its sensitivity: use torch.float32 for them and the model."
-        )
+    _require_precision(inputs.dtype)
     with torch.inference_mode(False):
         network = copy.deepcopy(model).eval()
         network.zero_grad()
@@ -283,6 +280,20 @@ def _average(average, network, decay, step):
     share = (1 - decay) / (1 - decay**step)
     for name, weight in trained_parameters(network).items():
         average[name].lerp_(weight, share)
+
+
+def _require_precision(dtype):
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"the train inputs have the dtype {dtype}, in which rounding may move a sum of gradients by more "
+            "than its sensitivity: use torch.float32 for them and the model."
+        )
+    reduced = torch.get_float32_matmul_precision() != "highest"
+    if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda") or reduced:
+        raise ValueError(
+            "products have a reduced precision here, and gradients may be longer than their sensitivity: "
+            'leave torch.autocast, and call torch.set_float32_matmul_precision("highest").'
+        )
 
 
 def _require_options(noise, clip, scale, momentum, averaging, project_every):

@@ -276,6 +276,17 @@ def test_half_precision_is_refused():
             fit(network(6, 3).to(dtype), (drawn(60, 6).to(dtype), records()[1]), CE, **BUDGET)
 
 
+def test_products_of_reduced_precision_are_refused():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="reduced precision"):
+        fit(network(6, 3), records(), CE, **BUDGET)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with pytest.raises(ValueError, match="highest"):
+            fit(network(6, 3), records(), CE, **BUDGET)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_a_network_without_gradients_has_a_record_that_costs_nothing():
     model = network(6, 8, 3)
     for weight in model.parameters():

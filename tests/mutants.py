@@ -1160,6 +1160,18 @@ MUTANTS = [
         "tests/privacy/test_records.py",
     ),
     Mutant(
+        "privacy/records.py",
+        "if self.seal != sealed(self).seal:",
+        "if False:",
+        "tests/privacy/test_records.py",
+    ),
+    Mutant(
+        "privacy/per_sample.py",
+        "(row[None].clone(),), tie_weights=False)",
+        "(row[None].clone(),))",
+        "tests/privacy/test_audits.py",
+    ),
+    Mutant(
         "privacy/projection.py",
         "1 + 1.001 * error",
         "1.0",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from lipbook.contracts import lipschitz, loss_gradient_norm
 from lipbook.contracts.gradients import trained_parameters
+from lipbook.contracts.guard import name_of
 from lipbook.layers import ToBall, ToSphere
 from lipbook.privacy.accountant import noise_multiplier
 from lipbook.privacy.clipping import clipped_sum, dense_chain
@@ -129,10 +130,10 @@ def fit(
         network.zero_grad()
         require_fit(network, inputs, labels, "train")
         chain = None if clip is None else dense_chain(network)
-        if project_every is not None:
-            _project(network, start=True)
         if clip is None:  # it refuses before seconds are spent
             sensitivity(network, loss, input_norm, tuple(inputs.shape[1:]))
+        if project_every is not None:
+            _project(network, start=True)
         multiplier = noise_multiplier(epsilon, sampling_rate, steps, delta, _ACCOUNTANT)
         finite = finite_parts(network)
         scaling = _SCALES[scale](input_norm)
@@ -250,6 +251,8 @@ def _descend(weights, sums, velocities, divisor, rate, momentum):
         if momentum:
             velocity = velocities[name] = velocities.get(name, 0) * momentum + velocity
         weight.sub_(velocity, alpha=rate)
+        if not torch.isfinite(weight).all():
+            raise FloatingPointError(f"{name} is NaN or infinite after the step: take a smaller lr.")
 
 
 @torch.no_grad()
@@ -260,9 +263,19 @@ def _project(network, start=False):
             near = nearest_semiorthogonal(layer.weight) if start else layer.weight
             layer.weight.copy_(contracted(near))
         elif isinstance(layer, _CONVOLUTIONS) and layer.weight.requires_grad:
-            size = lipschitz(layer).value
+            size = _size_free_norm(layer)
             if size > 1:
                 layer.weight.div_(size)
+
+
+def _size_free_norm(layer):
+    try:
+        return lipschitz(layer).value
+    except ValueError as error:
+        raise ValueError(
+            f"{name_of(layer)} has no norm that holds at every size of an image, by which it could be "
+            "divided: use zeros around it, or project_every=None."
+        ) from error
 
 
 def _lone_linears(network, prefix=""):

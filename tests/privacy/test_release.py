@@ -307,6 +307,29 @@ def test_a_loss_of_the_weights_is_refused():
         fit(network(6, 3), records(), nn.NLLLoss(), **BUDGET)
 
 
+def test_a_convolution_is_named_whose_norm_depends_on_the_size_and_trains_undivided():
+    circle = nn.Conv2d(1, 2, (1, 2), padding=(0, 1), padding_mode="circular")
+    model = nn.Sequential(nn.Unflatten(1, (1, 2, 3)), circle, nn.Flatten(), nn.Linear(16, 3)).double()
+    with pytest.raises(ValueError, match="Conv2d has no norm .* project_every=None"):
+        fit(model, records(), CE, **BUDGET)
+    fit(model, records(), CE, **BUDGET, project_every=None)[1].verify()
+
+
+def test_weights_that_are_nan_from_the_start_are_refused():
+    model = network(6, 3)
+    model[0].weight.data[0, 0] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        fit(model, records(), CE, **BUDGET)
+
+
+@pytest.mark.parametrize("project_every", [1, None])
+def test_a_convolution_that_steps_to_infinity_is_named(project_every):
+    model = nn.Sequential(nn.Unflatten(1, (1, 2, 3)), nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(12, 3))
+    with pytest.raises(FloatingPointError, match="smaller lr"):
+        budget = {**BUDGET, "input_norm": 1e6, "project_every": project_every}
+        fit(model.float(), (drawn(60, 6).float(), records()[1]), CE, **budget, lr=1e38)
+
+
 def test_a_step_to_infinity_is_named():
     with pytest.raises(FloatingPointError, match="smaller lr"):
         budget = {**BUDGET, "input_norm": 1e6}

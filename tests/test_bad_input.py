@@ -1002,6 +1002,9 @@ BAD = {
         (lambda f: f(3.0, 0.1, 10, 1e-5, method="gdp"), "gdp"),
     ],
     "lipbook.privacy.fit": [
+        (private(records=0), "records must be at least 1, got 0"),
+        (private(records=3.0), "records must be an int"),
+        (private(delta=0.5), "less than 1 / 3"),
         (private(model=nn.Linear(3, 2)), "got Linear"),
         (private(model=None), "None"),
         (private(model=nn.Sequential(nn.Linear(4, 2))), "(3,)"),

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lipbook.contracts import lipschitz, loss_gradient_norm
 from lipbook.contracts.gradients import trained_parameters
 from lipbook.contracts.guard import name_of
+from lipbook.contracts.structures import checked_count
 from lipbook.layers import ToBall, ToSphere
 from lipbook.privacy.accountant import noise_multiplier
 from lipbook.privacy.clipping import clipped_sum, dense_chain
@@ -69,8 +70,12 @@ def fit(
     project_every: int | None = 1,
     seed: int = 0,
     progress: bool = False,
+    records: int | None = None,
 ) -> tuple[nn.Sequential, Record]:
-    """A privately trained copy of a classifier, in eval mode, and the record that proves its epsilon.
+    """A privately trained copy of a classifier, in eval mode, and a record to recompute its epsilon from.
+
+    Not for real people as it is: the noise is a floating-point Gaussian of a seeded generator, and who knows
+    or guesses the seed (the default, 0, is known) takes it off, so that no epsilon holds.
 
     Each step draws a Poisson batch (every record with probability q = `sampling_rate`, independently), sums
     the gradients of its samples' losses, adds one Gaussian and divides by q N. It is released whatever the
@@ -79,14 +84,18 @@ def fit(
 
     Args:
         model: an `nn.Sequential` of layers with contracts; those that compute their weights are refused. It
-            is trained as in eval mode, from the weights it has (projected).
+            is trained as in eval mode, from the weights it has (projected). What these, or the statistics of
+            a BatchNorm, cost when they were learned from the same records comes on top.
         train: inputs of shape (n, ...) in the model's dtype, and labels of shape (n,) from 0 to classes - 1.
         loss: with a `loss_gradient_norm` contract, such as nn.CrossEntropyLoss() or ClippedGradient.
-        epsilon, delta: what all steps together may cost, under add/remove adjacency. The noise is calibrated
-            for it before the first step.
+        epsilon, delta: what all steps together may cost, under add/remove adjacency; delta is below 1 / n.
+            The noise is calibrated for it before the first step. Choosing the other arguments on the same
+            records is not counted.
         steps: of SGD, at least 1.
-        sampling_rate: q, in (0, 1]. The divisor q N counts as public, as a part of the learning rate does.
-        input_norm: positive: every input is first scaled to this norm, or into the ball of this radius.
+        sampling_rate: q, in (0, 1].
+        input_norm: positive: every input is first scaled to this norm, or into the ball of this radius, each
+            by itself. A column in large units or a common offset would drown the rest: remove these before,
+            by public constants.
         noise: "global", one standard deviation on every coordinate, the multiplier times the sensitivity of
             the whole gradient; "per layer", for each of L parameters the multiplier times sqrt(L) times its
             own sensitivity, which is one joint release of the same cost.
@@ -103,6 +112,7 @@ def fit(
             that is above 1. Steps between use exact norms, which take longer. None: never.
         seed: of the batches and of the noise, each with a generator of its own.
         progress: show a bar.
+        records: N of the divisor, fixed without looking. None is n, which epsilon then takes as public.
 
     Returns:
         `nn.Sequential(ToSphere(input_norm), *layers)`, and the `Record`. With one seed, on one machine and
@@ -120,11 +130,18 @@ def fit(
     require_numbers(steps, seed, 1, lr, 0)
     require_schedule(schedule, tuple(_SCHEDULES))
     _require_options(noise, clip, scale, momentum, averaging, project_every)
+    if records is not None:
+        checked_count(records, "records", least=1)
     input_norm = checked_number(input_norm, "input_norm", above=0)
     require_parts(model, loss)
     loss_gradient_norm(loss)
     inputs, labels = checked_set(train, "train")
     _require_precision(inputs.dtype)
+    if checked_number(delta, "delta", above=0) * len(inputs) >= 1:
+        raise ValueError(
+            f"delta = {delta} allows every one of {len(inputs)} records to be published with that "
+            f"probability: take less than 1 / {len(inputs)}."
+        )
     with torch.inference_mode(False):
         network = copy.deepcopy(model).eval()
         network.zero_grad()
@@ -138,7 +155,9 @@ def fit(
         finite = finite_parts(network)
         scaling = _SCALES[scale](input_norm)
         inputs = torch.cat([scaling(part) for part in inputs.split(_CHUNK)])
-        plan = Plan(loss, multiplier, sampling_rate, input_norm, noise, clip, chain, project_every, seed)
+        plan = Plan(
+            loss, multiplier, sampling_rate, input_norm, noise, clip, chain, project_every, seed, records
+        )
         rates = [lr * _SCHEDULES[schedule](step / steps) for step in range(steps)]
         average = {name: torch.zeros_like(weight) for name, weight in trained_parameters(network).items()}
         releases = []
@@ -166,6 +185,7 @@ class Plan(NamedTuple):
     chain: tuple | None = None
     project_every: int | None = 1
     seed: int = 0
+    records: int | None = None
 
 
 def train_privately(
@@ -183,7 +203,7 @@ def train_privately(
     weights = trained_parameters(network)
     sampler = torch.Generator("cpu").manual_seed(plan.seed)
     noisy = torch.Generator("cpu").manual_seed(~plan.seed)  # it reads 32 bits: those of ~seed are other ones
-    divisor, velocities = plan.sampling_rate * len(inputs), {}
+    divisor, velocities = plan.sampling_rate * (plan.records or len(inputs)), {}
     projected, after_projection = plan.project_every is not None, None
     # Of projected weights only their norm of 1 matters: where nothing else is trained, nothing changes.
     same = set(weights) == {f"{name}.weight" for name in _lone_linears(network)}

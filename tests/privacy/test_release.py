@@ -126,6 +126,18 @@ def test_the_divisor_is_the_rate_times_the_records_and_not_the_size_of_the_batch
     assert len(set(map(round, sizes))) > 1 and all(0 <= size <= count for size in sizes)
 
 
+def test_the_divisor_may_be_a_public_number_and_then_the_true_one_leaves_no_trace():
+    model, data = network(6, 3), records(60)
+    moved, _ = moves(model, data)
+    fixed, _ = moves(model, data, records=80)
+    assert torch.allclose(fixed, moved * 60 / 80)
+
+
+def test_a_delta_that_would_publish_a_record_is_refused():
+    with pytest.raises(ValueError, match="less than 1 / 60"):
+        fit(network(6, 3), records(60), CE, **{**ONCE, "delta": 1 / 60})
+
+
 def test_a_large_batch_is_summed_in_parts_and_none_is_left_out(monkeypatch):
     whole, _ = moves(network(6, 8, 3), records(), sampling_rate=1.0)
     monkeypatch.setattr(module, "_CHUNK", 7)

@@ -137,11 +137,6 @@ def fit(
     loss_gradient_norm(loss)
     inputs, labels = checked_set(train, "train")
     _require_precision(inputs.dtype)
-    if checked_number(delta, "delta", above=0) * len(inputs) >= 1:
-        raise ValueError(
-            f"delta = {delta} allows every one of {len(inputs)} records to be published with that "
-            f"probability: take less than 1 / {len(inputs)}."
-        )
     with torch.inference_mode(False):
         network = copy.deepcopy(model).eval()
         network.zero_grad()
@@ -152,6 +147,11 @@ def fit(
         if project_every is not None:
             _project(network, start=True)
         multiplier = noise_multiplier(epsilon, sampling_rate, steps, delta, _ACCOUNTANT)
+        if delta * len(inputs) >= 1:
+            raise ValueError(
+                f"delta = {delta} allows every one of {len(inputs)} records to be published with that "
+                f"probability: take less than 1 / {len(inputs)}."
+            )
         finite = finite_parts(network)
         scaling = _SCALES[scale](input_norm)
         inputs = torch.cat([scaling(part) for part in inputs.split(_CHUNK)])

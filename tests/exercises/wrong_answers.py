@@ -492,11 +492,7 @@ WRONG = {
         ([0.01], [1.0], 1.0),
         ([0.01], [0.01, 2.0], 1.0),
     ],
-    "privacy/primer/7": [
-        lambda σ, a: [σ] * len(a),
-        lambda σ, a: [σ * math.sqrt(len(a))] * len(a),
-        lambda σ, a: [σ * math.sqrt(sum(a) / number) for number in a],
-    ],
+    "privacy/primer/7": [[2, 5, 8, 10], [2, 5, 6, 8, 10], [3, 5, 7, 8, 10]],
     "privacy/without-clipping/1": [
         (2.828, 1.414, 0.707, 3.240),
         (0.707, 1.414, 2.828, 4.950),

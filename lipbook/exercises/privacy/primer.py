@@ -107,16 +107,18 @@ def largest_value(triple):
 
 
 @exercise("privacy/primer/7")
-def one_budget(share):
-    for σ, a in ((1.5, [1.0]), (2.0, [1.0, 1.0]), (0.8, [1.0, 4.0, 100.0]), (3.0, [0.01, 7.0, 7.0, 2.5])):
-        found = [float(number) for number in share(σ, list(a))]
-        if len(found) != len(a) or not all(number > 0 for number in found):
-            return f"{len(a)} sums have {len(a)} positive multipliers."
-        joint = sum(number**-2 for number in found) ** -0.5
-        if not math.isclose(joint, σ, rel_tol=1e-6):
-            return f"together they amount to the multiplier {joint:.4g}, not {σ}."
-        total = sum(weight * number**2 for weight, number in zip(a, found))
-        least = (σ * sum(math.sqrt(weight) for weight in a)) ** 2
-        if total > least * (1 + 1e-6):
-            return f"for a = {a} the total is {total:.4g}, and {least:.4g} can be reached."
+def privacy_report(numbers):
+    listed = {int(number) for number in numbers}
+    if len(listed) != 5 or not listed <= set(range(1, 11)):
+        return "give five different numbers, from 1 to 10."
+    sound = {
+        1: "sentence 1 says what the promise speaks of, and says it right.",
+        3: "sentence 3: how far can one number between 0 and 60 move a sum?",
+        4: "sentence 4: compare it with the multiplier that the chapter found for this epsilon and delta.",
+        6: "sentence 6: does rounding read the data, or only what was already released?",
+        9: "sentence 9: what does the theorem about the test let the adversary know?",
+    }
+    for number, hint in sound.items():
+        if number in listed:
+            return hint
     return None

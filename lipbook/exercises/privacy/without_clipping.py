@@ -59,24 +59,30 @@ def one_matrix_twice(pair):
 
 
 @exercise("privacy/without-clipping/5")
-def noise_for_each_layer(multipliers):
-    for sensitivities, sizes, σ in (
-        ([1.0, 1.0, 1.0], [10, 10, 10], 2.0),
-        ([1.4, 39.6], [144, 16], 1.44),
-        ([0.5, 3.0, 0.1, 7.0], [200_704, 65_536, 2_560, 10], 0.8),
-    ):
-        found = torch.as_tensor(multipliers(list(sensitivities), list(sizes), σ)).double().flatten()
-        Δ, d = (torch.tensor(numbers, dtype=torch.float64) for numbers in (sensitivities, sizes))
-        if found.shape != Δ.shape or not bool((found > 0).all()):
-            return f"it should give {len(Δ)} positive multipliers."
-        if not math.isclose(found.pow(-2).sum().item(), σ**-2, rel_tol=1e-6):
-            return "the multipliers σ_l must satisfy Σ 1/σ_l² = 1/σ²: all the privacy, and no more."
-        shares = d.sqrt() * Δ
-        least = (σ * shares.sum()).item() ** 2
-        if (d * (found * Δ).square()).sum().item() > least * (1 + 1e-6):
-            return (
-                f"the privacy is right; for Δ = {sensitivities}, d = {sizes} there is less noise to be had."
-            )
+def a_report_about_a_network(numbers):
+    listed = {int(number) for number in numbers}
+    if not listed <= set(range(1, 11)):
+        return "give numbers of lines, from 1 to 10."
+    sound = {
+        3: "line 3: does what happens to a row depend on any other row?",
+        5: "line 5: what is that sensitivity computed from, and what does the proposition about it allow?",
+        7: "line 7: which numbers of the table are in the weights of a step that are not in its release?",
+        10: "line 10: it says what verify recomputes; does it say more than that?",
+    }
+    faults = {
+        1: "line 1 is not in order: which fields of a record does the claim need?",
+        2: "line 2 is not in order: for which batches does the accountant's number hold?",
+        4: "line 4 is not in order: how many rows change when one patient is left out?",
+        6: "line 6 is not in order: which of the eight runs does that record cover?",
+        8: "line 8 is not in order: what does a record leave out, and why?",
+        9: "line 9 is not in order: is that number computed from the releases, or from the table?",
+    }
+    for number, hint in sound.items():
+        if number in listed:
+            return hint
+    for number, hint in faults.items():
+        if number not in listed:
+            return hint
     return None
 
 

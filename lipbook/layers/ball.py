@@ -71,9 +71,8 @@ class ToSphere(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, ...) to the same shape."""
         scale = _largest(inputs)
-        directions = (
-            inputs / scale
-        )  # of norm 1 at least, so that no quotient of the smallest floats overflows
+        # Of norm 1 at least, so that no quotient of the smallest floats overflows.
+        directions = inputs / scale
         sizes = torch.linalg.vector_norm(directions.flatten(1), dim=1).reshape(scale.shape)
         return directions * (self.radius / torch.where(sizes == 0, self.radius, sizes))
 

@@ -48,7 +48,7 @@ _SPARE = 1 + 1e-12  # of the noise: its ratio to the sensitivity is never rounde
 _ALL = "all parameters"
 _SCHEDULES = {"linear": lambda done: 1 - done, "constant": lambda done: 1.0}
 _SCALES = {"sphere": ToSphere, "ball": ToBall}
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def fit(
